@@ -1,0 +1,112 @@
+"""Peak memory of a fit beyond its data, measured in a process of its own.
+
+That process first fits a few rows (imports, thread pools, BLAS buffers), gives what they left
+back to the system and then counts how far the resident set grows while the whole of X is fitted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+MB = 1e6
+_STATUS = Path("/proc/self/status")
+
+
+def _resident(field: str) -> int:
+    """Bytes: "VmRSS" now, "VmHWM" at most."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+class _Peak:
+    """Highest resident set within the block: the kernel's own mark, else a sampling thread."""
+
+    def __enter__(self) -> _Peak:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        self.how = "high-water mark"
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.how = "sampled"
+        self.before = self.peak = _resident("VmRSS")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.002):
+            self.peak = max(self.peak, _resident("VmRSS"))
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        last = _resident("VmHWM" if self.how == "high-water mark" else "VmRSS")
+        self.peak = max(self.peak, last)
+
+
+def _fit(job: dict) -> dict:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from .mixture_data import mixture_data, mixture_factory, start_of
+
+    torch.set_num_threads(job["threads"])
+    factory = mixture_factory(job["provider"])
+    x, start = mixture_data(job["n"], job["d"], job["k"], "float32", "diag")
+    given = {"start": start_of(start), "means": {"means_init": start.means.numpy()}}
+    options = dict(
+        covariance_type="diag", max_iter=2, tol=0.0, random_state=0, **given.get(job["init"], {})
+    )
+    warnings.simplefilter("ignore")
+    with threadpool_limits(limits=job["threads"]):
+        factory(job["k"], **options).fit(x[:4096].copy())
+        with _Peak() as memory:
+            started = time.perf_counter()
+            model = factory(job["k"], **options).fit(x)
+            seconds = time.perf_counter() - started
+    return {
+        "mb": (memory.peak - memory.before) / MB,
+        "x_mb": x.nbytes / MB,
+        "seconds": seconds,
+        "how": memory.how,
+        "means": np.asarray(model.means_, np.float64).tolist(),
+    }
+
+
+def measure_peak(provider: str, n: int, d: int, k: int, init: str, threads: int) -> dict:
+    """Peak of ``fit`` in MB beyond X for a diagonal float32 mixture, two iterations.
+
+    ``init`` is "start" (weights, means and precisions given), "means" (means given) or "default".
+    """
+    if not _STATUS.exists():
+        raise OSError("peak memory is read from /proc, which this system does not have")
+    job = dict(provider=provider, n=n, d=d, k=k, init=init, threads=threads)
+    # The folder that holds the package need not be on the path here, under pytest for one.
+    root = str(Path(__file__).parents[__package__.count(".") + 1])
+    path = [*(entry for entry in sys.path if entry), root]
+    code = f"import sys; sys.path[:] = {path!r}; from {__package__}.peak import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(job)], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the measuring process failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """The measuring process: the job in ``argv``, the result on standard output."""
+    print(json.dumps(_fit(json.loads(sys.argv[1]))))

@@ -1,0 +1,90 @@
+"""The harness refuses on a red check, times what agrees and judges floors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from . import harness, report
+from .harness import OURS, Case, CheckFailed, Floor, Needs, Provider, Setup
+
+CEILINGS = {"gemm": {"float64": 1e9}, "copy": 1e9, "exp": {"float64": 1e9}}
+
+
+def _case(values: dict[str, float], seconds: dict[str, float], **options) -> Case:
+    def provider(name: str) -> Provider:
+        output = {"y": np.array([1.0, values[name]])}
+        return Provider(name, lambda: output, lambda: (seconds[name], output))
+
+    def build() -> Setup:
+        return Setup([provider(name) for name in values], 1e-6, needs=Needs(flops=2e8))
+
+    return Case("c", "work, 1 x 2 -> 3", "float64", build, **options)
+
+
+def test_a_red_check_refuses_to_time():
+    """Outputs beyond the tolerance are an error."""
+    case = _case({OURS: 2.0, "other": 2.001}, {OURS: 1.0, "other": 1.0})
+    with pytest.raises(CheckFailed, match="other differ by"):
+        harness.measure(case)
+
+
+def test_with_an_oracle_only_a_baseline_may_be_imprecise():
+    """Ours within the tolerance of the oracle, a baseline within a hundred of them."""
+    outputs = {OURS: {"y": np.ones(2)}, "other": {"y": np.ones(2) + 5e-5}}
+    setup = Setup([], 1e-6, oracle=lambda: {"y": np.ones(2)})
+    assert harness.check(setup, outputs) == pytest.approx({OURS: 0.0, "other": 5e-5})
+    for name in outputs:
+        wrong = {**outputs, name: {"y": np.ones(2) + 2e-4}}
+        with pytest.raises(CheckFailed, match=f"{name} and the oracle"):
+            harness.check(setup, wrong)
+
+
+def test_not_a_number_is_red():
+    """NaN is not equal to anything."""
+    case = _case({OURS: float("nan"), "other": 2.0}, {OURS: 1.0, "other": 1.0})
+    with pytest.raises(CheckFailed, match="not a number"):
+        harness.measure(case)
+
+
+def test_ratio_fraction_and_floors():
+    """Medians become ratios, a fraction of the limit and verdicts."""
+    floors = (Floor("ratio", 4, "other"), Floor("fraction", 0.5), Floor("at_most", 0.6))
+    seconds = {OURS: 0.5, "other": 2.5, "fast": 1.0}
+    result = harness.measure(_case(dict.fromkeys(seconds, 2.0), seconds, floors=floors))
+    harness.finish(result, CEILINGS, judge=True)
+    assert result["ratio"] == {"other": 5.0, "fast": 2.0}
+    assert result["best_baseline"] == "fast"
+    assert result["limit"]["fraction"] == pytest.approx(0.4)
+    assert result["reached"] == [True, False, True]
+
+
+def test_a_baseline_that_fails_is_named_and_ours_is_not_spared():
+    """A baseline may be missing; we may not."""
+
+    def broken() -> dict:
+        raise MemoryError("too large")
+
+    good = Provider(OURS, lambda: {"y": np.ones(1)})
+    case = Case("c", "w", "float64", lambda: Setup([good, Provider("other", broken)], 0.0))
+    assert harness.measure(case)["unavailable"] == {"other": "MemoryError: too large"}
+    case = Case("c", "w", "float64", lambda: Setup([Provider(OURS, broken)], 0.0))
+    with pytest.raises(MemoryError):
+        harness.measure(case)
+
+
+def test_tables_hold_speed_and_error():
+    """Both tables show what the result holds."""
+    floors = (Floor("ratio", 4, "other"),)
+    seconds = {OURS: 0.5, "other": 1.5}
+    result = harness.measure(_case({OURS: 2.0, "other": 2.0}, seconds, floors=floors))
+    harness.finish(result, CEILINGS, judge=True)
+    machine = {"cpu": "a", "isa": "b", "threads": 2}
+    content = report.document("gmm", "full", machine, [result])
+    (row,) = report.markdown_table([content], floors_only=True).splitlines()[2:]
+    for cell in ("≥ 4x other", "3.0x other, missed", "40% of gemm float64"):
+        assert cell in row
+    lines = report.terminal_table([result]).splitlines()
+    assert len(lines) == 3
+    assert "MISSED" in lines[1]
+    assert "500 ms" in lines[1]

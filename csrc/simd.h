@@ -1,0 +1,266 @@
+// Width-agnostic vectors over the compiler's vector extensions, and their mathematics.
+//
+// Every kernel source is compiled once per instruction set (EVIDENS_LEVEL); all code lives in a
+// namespace per level, nothing here is a function of the standard library, and every function is
+// internal, so the linker can never pick an AVX-512 body for an older CPU.
+#pragma once
+#include <stdint.h>
+
+#define EVIDENS_CONCAT_(a, b) a##b
+#define EVIDENS_CONCAT(a, b) EVIDENS_CONCAT_(a, b)
+#define EVIDENS_NAMESPACE EVIDENS_CONCAT(evidens_, EVIDENS_LEVEL)
+#define EVIDENS_INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+#define EVIDENS_VECTOR_BYTES 64
+#define EVIDENS_REGISTERS 32
+#elif defined(__AVX2__)
+#define EVIDENS_VECTOR_BYTES 32
+#define EVIDENS_REGISTERS 16
+#elif defined(__aarch64__)
+#define EVIDENS_VECTOR_BYTES 16
+#define EVIDENS_REGISTERS 32
+#else
+#define EVIDENS_VECTOR_BYTES 16
+#define EVIDENS_REGISTERS 16
+#endif
+
+namespace EVIDENS_NAMESPACE {
+namespace {
+
+template <class T> struct VectorOf {
+  typedef T type __attribute__((vector_size(EVIDENS_VECTOR_BYTES)));
+  typedef T loose __attribute__((vector_size(EVIDENS_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+template <class T> using Vec = typename VectorOf<T>::type;
+
+template <class T> struct IntOf;
+template <> struct IntOf<float> { typedef int32_t type; };
+template <> struct IntOf<double> { typedef int64_t type; };
+template <class T> using Int = typename IntOf<T>::type;
+
+template <class T> constexpr int width = EVIDENS_VECTOR_BYTES / sizeof(T);
+
+template <class T> EVIDENS_INLINE Vec<T> load(const T *p) {
+  return *reinterpret_cast<const typename VectorOf<T>::loose *>(p);
+}
+template <class T> EVIDENS_INLINE void store(T *p, Vec<T> v) {
+  *reinterpret_cast<typename VectorOf<T>::loose *>(p) = v;
+}
+// Keeps a value that is used several times from being loaded again at each use.
+template <class T> EVIDENS_INLINE Vec<T> in_register(Vec<T> v) {
+#if defined(__aarch64__)
+  asm("" : "+w"(v));
+#elif defined(__AVX512F__)
+  asm("" : "+v"(v));
+#else
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+template <class T> EVIDENS_INLINE Vec<T> broadcast(T s) { return s - Vec<T>{}; }
+template <class T> EVIDENS_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
+template <class T> EVIDENS_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return a < b ? a : b; }
+template <class T> EVIDENS_INLINE Vec<T> abs(Vec<T> a) {
+  return (Vec<T>)((Vec<Int<T>>)a & ~(Vec<Int<T>>)broadcast<T>(T(-0.0)));
+}
+template <class T> EVIDENS_INLINE Vec<T> sqrt(Vec<T> a) {
+  Vec<T> r;
+  for (int i = 0; i < width<T>; ++i) r[i] = sizeof(T) == 8 ? __builtin_sqrt(a[i]) : __builtin_sqrtf(a[i]);
+  return r;
+}
+
+// --- shuffles ------------------------------------------------------------------------------------
+
+template <int... I> struct Indices {};
+template <int N, int... I> struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I> struct MakeIndices<0, I...> { typedef Indices<I...> type; };
+
+// Lanes of (a, b) in blocks of S: low takes the even blocks of both, high the odd ones.
+constexpr int interleaved(int lane, int s, int w, bool high) {
+  const int block = lane / s, in_block = lane % s;
+  return (block % 2) * w + (block / 2) * 2 * s + (high ? s : 0) + in_block;
+}
+template <class T, int S, bool High, int... I>
+EVIDENS_INLINE Vec<T> interleave_(Vec<T> a, Vec<T> b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, interleaved(I, S, width<T>, High)...);
+}
+template <class T, int S, bool High> EVIDENS_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  return interleave_<T, S, High>(a, b, typename MakeIndices<width<T>>::type());
+}
+
+// Transposes width x width values held in width vectors.
+template <class T, int S = 1> EVIDENS_INLINE void transpose(Vec<T> *v) {
+  if constexpr (S < width<T>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < width<T>; ++i) {
+      if (i & S) continue;
+      const Vec<T> low = interleave<T, S, false>(v[i], v[i + S]);
+      v[i + S] = interleave<T, S, true>(v[i], v[i + S]);
+      v[i] = low;
+    }
+    transpose<T, S * 2>(v);
+  }
+}
+
+// Sums the lanes of width vectors at once: lane i of the result is the sum over vector i.
+template <class T, int S = 1> EVIDENS_INLINE Vec<T> sum_lanes(const Vec<T> *v) {
+  if constexpr (S == width<T>) {
+    return v[0];
+  } else {
+    constexpr int half = width<T> / (2 * S);
+    Vec<T> next[half];
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) {
+      next[i] = interleave<T, S, false>(v[2 * i], v[2 * i + 1]) +
+                interleave<T, S, true>(v[2 * i], v[2 * i + 1]);
+    }
+    return sum_lanes<T, S * 2>(next);
+  }
+}
+template <class T> EVIDENS_INLINE T sum(Vec<T> v) {
+  T s = 0;
+  for (int i = 0; i < width<T>; ++i) s += v[i];
+  return s;
+}
+
+// --- mathematics ---------------------------------------------------------------------------------
+// ULP bounds are stated in docs/design.md and tested at every level over the whole range,
+// including subnormals, zeros, infinities and NaN.
+
+template <class T> struct Float;
+template <> struct Float<float> {
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float log2e = 1.44269504088896341f;
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float exp_max = 88.8f, exp_min = -104.f, smallest = 1.17549435e-38f;
+  static constexpr int exp_terms = 7, atanh_terms = 4;
+};
+template <> struct Float<double> {
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double log2e = 1.4426950408889634074;
+  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double exp_max = 709.9, exp_min = -746., smallest = 2.2250738585072014e-308;
+  static constexpr int exp_terms = 13, atanh_terms = 10;
+};
+
+// Coefficients, folded at compile time: 1/n! of exp, 2/(2n + 1) of 2 atanh.
+template <class T> struct Series { T exp[16], atanh[16]; };
+template <class T> constexpr Series<T> make_series() {
+  Series<T> s{};
+  double factorial = 1;
+  for (int n = 0; n < 16; ++n) {
+    factorial *= n == 0 ? 1 : n;
+    s.exp[n] = T(1 / factorial);
+    s.atanh[n] = T(2. / (2 * n + 1));
+  }
+  return s;
+}
+template <class T> constexpr Series<T> series = make_series<T>();
+
+// Adding 1.5 * 2^mantissa leaves the nearest integer in the low bits (kept without fast-math); most
+// instruction sets have no conversion between double and int64.
+template <class T> constexpr T magic = T(1.5) * T(int64_t(1) << Float<T>::mantissa);
+template <class T> EVIDENS_INLINE Vec<T> round_to_integer(Vec<T> x, Vec<Int<T>> &whole) {
+  const Vec<T> shifted = x + magic<T>;
+  whole = (Vec<Int<T>>)shifted - (Vec<Int<T>>)broadcast<T>(magic<T>);
+  return shifted - magic<T>;
+}
+template <class T> EVIDENS_INLINE Vec<T> to_real(Vec<Int<T>> n) {  // |n| < 2^(mantissa - 1)
+  return (Vec<T>)(n + (Vec<Int<T>>)broadcast<T>(magic<T>)) - magic<T>;
+}
+template <class T> EVIDENS_INLINE Vec<T> power_of_two(Vec<Int<T>> n) {
+  return (Vec<T>)((n + Float<T>::bias) << Float<T>::mantissa);
+}
+
+// exp(r) - 1 = r + r^2 q(r) on the reduced range.
+template <class T> EVIDENS_INLINE Vec<T> expm1_reduced(Vec<T> r) {
+  Vec<T> q = broadcast<T>(series<T>.exp[Float<T>::exp_terms]);
+#pragma GCC unroll 16
+  for (int i = Float<T>::exp_terms - 1; i >= 2; --i) q = q * r + series<T>.exp[i];
+  return r + r * r * q;
+}
+
+template <class T> EVIDENS_INLINE Vec<T> exp(Vec<T> x) {
+  typedef Float<T> F;
+  const Vec<T> clamped = min<T>(max<T>(broadcast<T>(F::exp_min), x), broadcast<T>(F::exp_max));
+  Vec<Int<T>> whole;
+  const Vec<T> n = round_to_integer<T>(clamped * F::log2e, whole);
+  const Vec<T> r = (clamped - n * F::ln2_high) - n * F::ln2_low;
+  const Vec<Int<T>> half = whole >> 1;  // two factors: subnormal results and the last binade
+  const Vec<T> y = (T(1) + expm1_reduced<T>(r)) * power_of_two<T>(half) * power_of_two<T>(whole - half);
+  return x != x ? x : y;
+}
+
+// log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)), plus e ln 2 (fdlibm's arrangement of atanh).
+template <class T> EVIDENS_INLINE Vec<T> log_reduced(Vec<T> f, Vec<T> e) {
+  typedef Float<T> F;
+  const Vec<T> s = f / (T(2) + f), z = s * s, half_square = T(0.5) * f * f;
+  Vec<T> p = broadcast<T>(series<T>.atanh[F::atanh_terms]);
+#pragma GCC unroll 16
+  for (int i = F::atanh_terms - 1; i >= 1; --i) p = p * z + series<T>.atanh[i];
+  const Vec<T> tail = s * (half_square + z * p);
+  return e * F::ln2_high - ((half_square - (tail + e * F::ln2_low)) - f);
+}
+
+template <class T> EVIDENS_INLINE void split_exponent(Vec<T> x, Vec<T> &f, Vec<T> &e) {
+  typedef Float<T> F;
+  constexpr Int<T> sqrt_half = sizeof(T) == 8 ? Int<T>(0x3fe6a09e667f3bcd) : Int<T>(0x3f3504f3);
+  const Vec<Int<T>> bits = (Vec<Int<T>>)x - sqrt_half;
+  const Vec<Int<T>> exponent = bits >> F::mantissa;
+  e = to_real<T>(exponent);
+  f = (Vec<T>)((Vec<Int<T>>)x - (exponent << F::mantissa)) - T(1);
+}
+
+template <class T> EVIDENS_INLINE Vec<T> log(Vec<T> x) {
+  typedef Float<T> F;
+  const Vec<Int<T>> tiny = x < F::smallest;
+  const T scale = T(int64_t(1) << (F::mantissa + 2));
+  Vec<T> f, e;
+  split_exponent<T>(tiny ? x * scale : x, f, e);
+  Vec<T> y = log_reduced<T>(f, tiny ? e - T(F::mantissa + 2) : e);
+  const T inf = T(__builtin_inf());
+  y = x == T(0) ? broadcast<T>(-inf) : y;
+  y = x == inf ? x : y;
+  return x >= T(0) ? y : broadcast<T>(T(__builtin_nan("")));
+}
+
+template <class T> EVIDENS_INLINE Vec<T> log1p(Vec<T> x) {
+  const T inf = T(__builtin_inf());
+  const Vec<T> u = T(1) + x;
+  Vec<T> f, e;
+  split_exponent<T>(u, f, e);
+  // What rounding 1 + x lost, relative to u: below the last place of u, so first order suffices.
+  const Vec<T> lost = x > T(1) ? T(1) - (u - x) : x - (u - T(1));
+  const Vec<T> direct = e == T(0) ? x : f;  // without a shift of exponent, f = x exactly
+  Vec<T> y = log_reduced<T>(direct, e);
+  y = e == T(0) ? y : y + lost / u;
+  y = x == T(-1) ? broadcast<T>(-inf) : y;
+  y = x == inf ? x : y;
+  y = x == T(0) ? x : y;  // keeps the sign of zero
+  return x >= T(-1) ? y : broadcast<T>(T(__builtin_nan("")));
+}
+
+template <class T> EVIDENS_INLINE Vec<T> expm1_positive(Vec<T> x) {  // 0 <= x < exp_max - 1
+  typedef Float<T> F;
+  Vec<Int<T>> whole;
+  const Vec<T> n = round_to_integer<T>(x * F::log2e, whole);
+  const Vec<T> r = (x - n * F::ln2_high) - n * F::ln2_low;
+  const Vec<T> scale = power_of_two<T>(whole);
+  return scale * expm1_reduced<T>(r) + (scale - T(1));
+}
+
+template <class T> EVIDENS_INLINE Vec<T> tanh(Vec<T> x) {
+  const Vec<T> m = expm1_positive<T>(min<T>(abs<T>(x), broadcast<T>(T(22))) * T(2));
+  const Vec<T> y = m / (m + T(2));
+  const Vec<Int<T>> sign = (Vec<Int<T>>)x & (Vec<Int<T>>)broadcast<T>(T(-0.0));
+  return x != x ? x : (Vec<T>)((Vec<Int<T>>)y | sign);
+}
+
+template <class T> EVIDENS_INLINE Vec<T> softplus(Vec<T> x) {  // log(1 + exp(x))
+  const Vec<T> y = max<T>(x, Vec<T>{}) + log1p<T>(exp<T>(-abs<T>(x)));
+  return x != x ? x : y;
+}
+
+}  // namespace
+}  // namespace EVIDENS_NAMESPACE

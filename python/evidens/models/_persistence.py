@@ -1,0 +1,133 @@
+"""Save and load a fitted model: one safetensors file with a JSON header, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from evidens.models._arrays import to_tensor
+
+FORMAT = 1
+M = TypeVar("M", bound="Persistent")
+
+
+class Persistent:
+    """`save` and `load` of an estimator: its parameters and its attributes with an underscore."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write constructor parameters and fitted attributes to one file.
+
+        The file is safetensors: arrays, and a JSON header with the rest.  A ``random_state`` that
+        is a generator cannot be written; it becomes None, with a warning.
+
+        Args:
+            path: file to write; replaced if it exists.
+
+        Raises:
+            TypeError: a constructor parameter is neither a number, a string nor an array.
+        """
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        header = {
+            "format": FORMAT,
+            "class": type(self).__name__,
+            "evidens": version("evidens"),
+            "parameters": _pack(self.get_params(deep=False), "parameters", tensors),  # type: ignore[attr-defined]
+            "fitted": _pack(_fitted(self), "fitted", tensors),
+        }
+        save_file(tensors, path, metadata={"evidens": json.dumps(header)})
+
+    @classmethod
+    def load(cls: type[M], path: str | os.PathLike[str], device: Any = "cpu") -> M:
+        """Read a model that `save` wrote.  No code in the file is run: there is none.
+
+        Args:
+            path: the file.
+            device: where the attributes of a model that was fitted to tensors are put; those of a
+                model fitted to arrays stay NumPy arrays.
+
+        Raises:
+            ValueError: the file is not a saved model, is of another class, or of a later format.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("evidens", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+        if header is None:
+            raise ValueError(f"{path}: a safetensors file, but not one that evidens has saved")
+        if header["format"] > FORMAT:
+            raise ValueError(
+                f"{path}: written by evidens {header['evidens']} in format {header['format']}, "
+                f"this version reads up to {FORMAT}: upgrade evidens"
+            )
+        if header["class"] != cls.__name__:
+            raise ValueError(
+                f"{path}: holds a {header['class']}, not a {cls.__name__}: "
+                f"read it with evidens.{header['class']}.load"
+            )
+        model = cls(**_unpack(header["parameters"], "parameters", tensors, device))
+        for name, value in _unpack(header["fitted"], "fitted", tensors, device).items():
+            if not name.isidentifier() or name.startswith("_") or not name.endswith("_"):
+                raise ValueError(f"{path}: {name!r} is not a fitted attribute")
+            setattr(model, name, value)
+        return model
+
+
+def _fitted(model: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(model).items() if k.endswith("_") and not k.startswith("_")}
+
+
+def _pack(values: dict[str, Any], group: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """JSON for the values; arrays go to ``tensors`` and leave their kind behind."""
+    packed = {}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.dtype == object:
+            packed[name] = {"strings": [str(s) for s in value]}
+        elif isinstance(value, np.ndarray | Tensor):
+            tensor = value if isinstance(value, Tensor) else to_tensor(value)
+            tensors[f"{group}.{name}"] = tensor.detach().cpu().contiguous().clone()
+            packed[name] = {"array": "torch" if isinstance(value, Tensor) else "numpy"}
+        elif isinstance(value, np.random.RandomState | np.random.Generator):
+            warnings.warn(
+                f"{name} is a generator and is saved as None: give an integer to keep it",
+                UserWarning,
+                stacklevel=4,
+            )
+            packed[name] = {"value": None}
+        else:
+            value = value.item() if isinstance(value, np.generic) else value
+            try:
+                json.dumps(value)
+            except TypeError:
+                raise TypeError(
+                    f"save: {name} is a {type(value).__name__}; expected a number, a string, a "
+                    "list of them or an array"
+                ) from None
+            packed[name] = {"value": value}
+    return packed
+
+
+def _unpack(
+    packed: dict[str, Any], group: str, tensors: dict[str, Tensor], device: Any
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, entry in packed.items():
+        if "strings" in entry:
+            values[name] = np.array(entry["strings"], dtype=object)
+        elif "array" in entry:
+            tensor = tensors[f"{group}.{name}"]
+            values[name] = tensor.numpy() if entry["array"] == "numpy" else tensor.to(device)
+        else:
+            values[name] = entry["value"]
+    return values

@@ -1,0 +1,302 @@
+"""The one seam between public ops and their implementations.
+
+An op is one `Op` object.  It owns the torch schema ``evidens::<name>``, the implementations by
+backend, the fake for tracing, the gradient, the vmap rule and the choice between them:
+
+=========== ==============================================================================
+backend     implementation
+=========== ==============================================================================
+cpu         the C++ kernel in ``evidens._C``, for CPU tensors
+triton      the Triton kernel in ``evidens.kernels``, for CUDA tensors (and for CPU tensors
+            under ``TRITON_INTERPRET=1``)
+cuda        the CUDA C++ kernel, where one exists
+reference   the formula in ``evidens.reference``, for every device
+=========== ==============================================================================
+
+The gradient sits in an `torch.autograd.Function` *outside* the op, so a call without gradients
+pays for none; `Op.__call__` routes between the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from evidens._errors import BackendError
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+OPS: dict[str, Op] = {}
+
+_library = torch.library.Library("evidens", "DEF")
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("evidens", default=None)
+_C = torch._C
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every op inside the ``with`` block on one backend.
+
+    Args:
+        name: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.  The environment variable
+            ``EVIDENS_BACKEND`` does the same for the whole process; the block wins over it.
+
+    Raises:
+        BackendError: at once for an unknown name; at the call of an op that the backend cannot
+            serve, with the reason.  An explicit request never falls back.
+
+    Example:
+        >>> import torch, evidens
+        >>> with evidens.backend("reference"):
+        ...     u = evidens.ops.philox_uniform(seed=0, step=0, rows=1, columns=2)
+        >>> tuple(u.shape)
+        (1, 2)
+    """
+    token = _override.set(_known(name, "evidens.backend"))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def _known(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise BackendError(f"{source}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_environment = os.environ.get("EVIDENS_BACKEND") or None
+if _environment is not None:
+    _known(_environment, "EVIDENS_BACKEND")
+
+
+def override() -> str | None:
+    """The backend asked for by name, or None."""
+    return _override.get() or _environment
+
+
+@functools.cache
+def triton_problem() -> str | None:
+    """Why Triton cannot be used in this process, or None."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken install must not break the CPU path
+        return f"triton cannot be imported ({type(error).__name__}: {error})"
+    if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
+        return None
+    return "no CUDA device (and TRITON_INTERPRET is not 1)"
+
+
+class Op:
+    """One op on every backend.  Calling it routes to the op, its gradient or the reference.
+
+    Args:
+        schema: torch schema, as ``"name(Tensor x, int covariance) -> Tensor"``.
+        cpu: implementation on CPU tensors over ``evidens._C``.
+        reference: the formula; same arguments.
+        fake: shapes and dtypes of the results for tracing; same arguments.
+        backward: ``backward(needs, grads, *args)`` gives the gradient of every argument (None
+            where ``needs`` is false); None where the op offers no gradient.
+        triton: the stem has a Triton kernel of the same name in ``evidens.kernels.<stem>``.
+        rows: positions of the arguments whose first axis is the row axis, when the op treats rows
+            independently: vmap over these folds the batch into the rows.
+    """
+
+    def __init__(
+        self,
+        stem: str,
+        schema: str,
+        *,
+        cpu: Callable[..., Any],
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
+        triton: Callable[..., Any] | None = None,
+        rows: tuple[int, ...] = (),
+    ) -> None:
+        self.name = schema[: schema.index("(")]
+        self.stem = stem
+        self.reference = reference
+        self.backward = backward
+        self.rows = rows
+        self.implementations = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": None}
+        self._warned = False
+        _library.define(schema)
+        _library.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"evidens::{self.name}", fake, lib=_library)
+        self.inner = getattr(torch.ops.evidens, self.name).default
+        torch.library.register_vmap(
+            f"evidens::{self.name}", functools.partial(self._vmap, self.inner), lib=_library
+        )
+        self._function = None if backward is None else _make_function(self)
+        if self._function is not None:
+            # torch's Python `apply` inspects signatures on every call (20 us); the C one does not.
+            self._apply = super(torch.autograd.Function, self._function).apply
+        OPS[self.name] = self
+
+    # --- choice of backend ---------------------------------------------------------------------
+
+    def problem(self, name: str, device: str | None = None) -> str | None:
+        """Why backend ``name`` cannot serve this op (on ``device``), or None."""
+        if self.implementations[name] is None:
+            return f"evidens.{self.name} has no {name} kernel"
+        if name == "reference":
+            return None
+        if name == "cpu":
+            if device not in (None, "cpu"):
+                return f"the cpu kernels take CPU tensors, these are on {device}"
+            return None
+        reason = triton_problem()
+        if reason is None and device not in (None, "cuda"):
+            if os.environ.get("TRITON_INTERPRET") != "1":
+                return f"the {name} kernels take CUDA tensors, these are on {device}"
+        return reason
+
+    def _choose(self, device: str) -> Callable[..., Any]:
+        name = override()
+        if name is None:
+            name = "cpu" if device == "cpu" else "triton"
+            reason = None if device == "cpu" else self.problem(name, device)
+            if reason is not None:
+                if not self._warned:
+                    self._warned = True
+                    warnings.warn(
+                        f"evidens.{self.name}: running the plain torch reference on {device}, "
+                        f"which is slow: {reason}. evidens.info() lists the backends.",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                name = "reference"
+        else:
+            reason = self.problem(name, device)
+            if reason is not None:
+                raise BackendError(
+                    f"evidens.{self.name}: backend {name!r} was asked for, but {reason}. "
+                    "Choose another backend or drop the request (evidens.info() lists them)."
+                )
+        return self.implementations[name]  # type: ignore[return-value]
+
+    def _run(self, *args: Any) -> Any:
+        device = next(
+            a.type if isinstance(a, torch.device) else a.device.type
+            for a in args
+            if isinstance(a, (Tensor, torch.device))
+        )
+        return self._choose(device)(*args)
+
+    # --- routing of one call -------------------------------------------------------------------
+
+    def __call__(self, *args: Any) -> Any:
+        if self._function is None:
+            return self.inner(*args)
+        transformed = _C._are_functorch_transforms_active()
+        if torch.compiler.is_compiling():
+            # torch.compile of functorch's grad over any custom backward returns zeros (2.10-2.13).
+            return self.reference(*args) if transformed else self._function.apply(*args)
+        if forward_ad._current_level >= 0:
+            return self.reference(*args)
+        if transformed:
+            return self._function.apply(*args)
+        if torch.is_grad_enabled():
+            for a in args:
+                if isinstance(a, Tensor) and a.requires_grad:
+                    return self._apply(*args)
+        return self.inner(*args)
+
+    def _vmap(self, call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> Any:
+        """Fold a batch of rows into the rows; map any other batched argument by a loop."""
+        batch = info.batch_size
+        args = tuple(a if d is None else a.movedim(d, 0) for a, d in zip(args, in_dims))
+        if self.rows and all(d is None or i in self.rows for i, d in enumerate(in_dims)):
+            args = tuple(
+                a
+                if i not in self.rows or a is None
+                else (a if d is not None else a.expand(batch, *a.shape)).flatten(0, 1)
+                for i, (a, d) in enumerate(zip(args, in_dims))
+            )
+            return call(*args).unflatten(0, (batch, -1)), 0
+        results = [
+            call(*(a if d is None else a[b] for a, d in zip(args, in_dims))) for b in range(batch)
+        ]
+        if isinstance(results[0], tuple):
+            return tuple(torch.stack(r) for r in zip(*results)), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+
+def _make_function(op: Op) -> Any:
+    """The autograd.Function of an op: saves its inputs, recomputes the rest."""
+
+    def gradient(ctx: Any, needs: tuple[bool, ...], grads: Any, args: tuple[Any, ...]) -> Any:
+        assert op.backward is not None
+        with backend(ctx) if ctx else contextlib.nullcontext():
+            return op.backward(needs, grads, *args)
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(name: Any, needs: Any, grads: Any, *args: Any) -> Any:
+            return gradient(name, needs, (grads,), args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise RuntimeError(
+                f"evidens.{op.name}: second derivatives are not offered by the kernel; compute "
+                "them under evidens.backend('reference') with the formula in evidens.reference."
+            )
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op.inner(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+            ctx.other = tuple(None if isinstance(a, Tensor) else (a,) for a in inputs)
+            ctx.name = None if torch.compiler.is_compiling() else _override.get()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            tensors = iter(ctx.saved_tensors)
+            args = tuple(next(tensors) if o is None else o[0] for o in ctx.other)
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                return Backward.apply(ctx.name, ctx.needs_input_grad, grad, *args)
+            return gradient(ctx.name, ctx.needs_input_grad, (grad,), args)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return op._vmap(op, info, in_dims, *args)
+
+    Forward.__name__ = f"{op.name}_function"
+    return Forward
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """float16 and bfloat16 become float32 (this is also the autocast rule of every op)."""
+    for t in tensors:
+        if t.dtype is not torch.float32 and t.dtype is not torch.float64:
+            return tuple(
+                t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors
+            )
+    return tensors
+
+
+def no_gradient(name: str, *tensors: Tensor | None, instead: str) -> None:
+    """Refuse a call that would silently cut the graph."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(
+            f"evidens.{name} offers no gradient, but an argument requires one. "
+            f"Call it under torch.no_grad(), detach the argument, or use {instead}."
+        )

@@ -1,0 +1,558 @@
+"""Gaussian mixture ops: log-densities, sufficient statistics and their gradients.
+
+All take ``covariance_type`` in scikit-learn's sense with its ``precisions_cholesky`` ``P``, where
+``P P^T`` is the inverse covariance: full (K, D, D) upper triangular, tied (D, D), diag (K, D),
+spherical (K,).  ``N`` rows, ``D`` features, ``K`` components; densities in nats; float32 or float64
+(half types are widened to float32), all arguments of one dtype on one device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evidens._native import library
+from evidens.ops import _registry
+from evidens.reference import gmm as reference
+from evidens.reference.gmm import COVARIANCE_TYPES
+
+__all__ = [
+    "gmm_component_log_prob",
+    "gmm_input_gradient",
+    "gmm_log_prob",
+    "gmm_moments",
+    "gmm_statistics",
+]
+
+_CODE = {name: code for code, name in enumerate(COVARIANCE_TYPES)}
+_FULL, _TIED, _DIAG, _SPHERICAL = range(4)
+_COMPONENT_LOG_PROB, _LOG_PROB, _STATISTICS, _MOMENTS, _INPUT_GRADIENT = range(5)
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def _code(op: str, covariance_type: str) -> int:
+    try:
+        return _CODE[covariance_type]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"evidens.{op}: covariance_type must be one of {', '.join(COVARIANCE_TYPES)}, "
+            f"got {covariance_type!r}"
+        ) from None
+
+
+def _check(op: str, code: int, x: Tensor, means: Tensor, **others: tuple[Tensor, str]) -> None:
+    """Shapes, dtypes and devices; ``others`` maps an argument to its tensor and shape letters."""
+    if x.ndim != 2 or means.ndim != 2 or x.shape[1] != means.shape[1]:
+        raise ValueError(
+            f"evidens.{op}: expected x (N, D) and means (K, D) with equal D, "
+            f"got x {tuple(x.shape)} and means {tuple(means.shape)}"
+        )
+    n, d = x.shape
+    k = means.shape[0]
+    if k == 0 or d == 0:
+        raise ValueError(
+            f"evidens.{op}: expected at least one component and one feature, "
+            f"got means {tuple(means.shape)}"
+        )
+    sizes = {"N": n, "K": k, "D": d}
+    for name, (t, letters) in (("means", (means, "KD")), *others.items()):
+        want = tuple([sizes[c] for c in letters])
+        if t.shape != want:
+            raise ValueError(
+                f"evidens.{op}: {name} must have shape ({', '.join(letters)}) = {want} for "
+                f"covariance_type {COVARIANCE_TYPES[code]!r} and x {tuple(x.shape)}, "
+                f"got {tuple(t.shape)}"
+            )
+        if t.dtype is not x.dtype or t.device != x.device:
+            raise TypeError(
+                f"evidens.{op}: all arguments need one dtype and one device; x is {x.dtype} on "
+                f"{x.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
+            )
+    if x.dtype is not torch.float32 and x.dtype is not torch.float64:
+        raise TypeError(
+            f"evidens.{op}: x must be float32 or float64 (float16 and bfloat16 are widened), "
+            f"got {x.dtype}. Convert with x.float()."
+        )
+
+
+_PRECISION_LETTERS = ("KDD", "DD", "KD", "K")
+
+
+# --- C++ ----------------------------------------------------------------------------------------------
+
+
+def _run(task: int, code: int, x: Tensor, means: Tensor, **pointers: Tensor | None) -> None:
+    """Calls the kernel; ``pointers`` are contiguous tensors, absent ones are null."""
+    tensors = {k: t.contiguous() for k, t in pointers.items() if t is not None}
+    means = means.contiguous()
+    address = {k: t.data_ptr() for k, t in tensors.items()}.get
+    n, d = x.shape
+    library.gmm(
+        task,
+        code,
+        x.dtype is torch.float64,
+        n,
+        d,
+        means.shape[0],
+        x.data_ptr(),
+        x.stride(0),
+        x.stride(1),
+        address("log_weights", 0),
+        means.data_ptr(),
+        address("precisions", 0),
+        address("sample_weight", 0),
+        address("labels", 0),
+        address("responsibilities", 0),
+        address("out", 0),
+        address("log_likelihood", 0),
+        address("weight", 0),
+        address("first", 0),
+        address("second", 0),
+    )
+
+
+def _moment_outputs(x: Tensor, means: Tensor, code: int) -> tuple[Tensor, Tensor, Tensor]:
+    k, d = means.shape
+    shape = ((k, d, d), (d, d), (k, d), (k,))[code]
+    new = means.new_empty
+    return (
+        new(k, dtype=torch.float64),
+        new((k, d), dtype=torch.float64),
+        new(shape, dtype=torch.float64),
+    )
+
+
+def _cpu_component_log_prob(
+    x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
+) -> Tensor:
+    out = x.new_empty((x.shape[0], means.shape[0]))
+    _run(_COMPONENT_LOG_PROB, code, x, means, log_weights=log_weights, precisions=p, out=out)
+    return out
+
+
+def _cpu_log_prob(x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int) -> Tensor:
+    out = x.new_empty((x.shape[0],))
+    _run(_LOG_PROB, code, x, means, log_weights=log_weights, precisions=p, out=out)
+    return out
+
+
+def _cpu_statistics(
+    x: Tensor,
+    log_weights: Tensor,
+    means: Tensor,
+    p: Tensor,
+    code: int,
+    sample_weight: Tensor | None,
+    labels: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weight, first, second = _moment_outputs(x, means, code)
+    log_likelihood = x.new_empty((), dtype=torch.float64)
+    _run(
+        _STATISTICS,
+        code,
+        x,
+        means,
+        log_weights=log_weights,
+        precisions=p,
+        sample_weight=sample_weight,
+        labels=labels,
+        log_likelihood=log_likelihood,
+        weight=weight,
+        first=first,
+        second=second,
+    )
+    return log_likelihood, weight, first, second
+
+
+def _cpu_moments(
+    x: Tensor, responsibilities: Tensor, means: Tensor, code: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight, first, second = _moment_outputs(x, means, code)
+    _run(
+        _MOMENTS,
+        code,
+        x,
+        means,
+        responsibilities=responsibilities,
+        weight=weight,
+        first=first,
+        second=second,
+    )
+    return weight, first, second
+
+
+def _cpu_input_gradient(
+    x: Tensor, responsibilities: Tensor, means: Tensor, p: Tensor, code: int
+) -> Tensor:
+    out = x.new_empty(x.shape)
+    _run(
+        _INPUT_GRADIENT, code, x, means, responsibilities=responsibilities, precisions=p, out=out
+    )
+    return out
+
+
+def _triton(name: str) -> Any:
+    def call(*args: Any) -> Any:
+        from evidens.kernels import gmm as kernels
+
+        return _by_name(getattr(kernels, name))(*args)
+
+    return call
+
+
+def _by_name(function: Any) -> Any:
+    """The inner ops carry the covariance type as an integer, everybody else as its name."""
+
+    def call(*args: Any) -> Any:
+        return function(*(COVARIANCE_TYPES[a] if type(a) is int else a for a in args))
+
+    return call
+
+
+# --- gradients ------------------------------------------------------------------------------------------
+
+
+def _parameter_gradients(
+    needs: tuple[bool, ...],
+    log_weights: Tensor,
+    p: Tensor,
+    code: int,
+    moments: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of sum_nk r_nk log(w_k N(x_n | k)) in (log_weights, means, P) from the moments."""
+    weight, first, second = moments
+    q = p.double()
+    d = first.shape[1]
+    means_gradient = p_gradient = None
+    if code in (_FULL, _TIED):
+        q = q.triu()
+    if needs[1]:
+        if code == _FULL:
+            means_gradient = (q @ (q.mT @ first.unsqueeze(-1))).squeeze(-1)
+        elif code == _TIED:
+            means_gradient = first @ q @ q.mT
+        else:
+            means_gradient = first * (q if code == _DIAG else q.unsqueeze(-1)).square()
+    if needs[2]:
+        if code in (_FULL, _TIED):
+            total = weight.unsqueeze(-1) if code == _FULL else weight.sum()
+            log_det = torch.diag_embed(total / q.diagonal(dim1=-2, dim2=-1))
+            p_gradient = log_det - (second @ q).triu()
+        elif code == _DIAG:
+            p_gradient = weight.unsqueeze(-1) / q - second * q
+        else:
+            p_gradient = d * (weight / q - second * q)
+    return (
+        weight.to(log_weights.dtype) if needs[0] else None,
+        None if means_gradient is None else means_gradient.to(p.dtype),
+        None if p_gradient is None else p_gradient.to(p.dtype),
+    )
+
+
+def _component_log_prob_backward(
+    needs: tuple[bool, ...], grads: Any, x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
+) -> tuple[Tensor | None, ...]:
+    (r,) = grads
+    r = r.to(x.dtype)
+    x_gradient = _input_gradient(x, r, means, p, code) if needs[0] else None
+    parameters: tuple[Tensor | None, ...] = (None, None, None)
+    if any(needs[1:4]):
+        parameters = _parameter_gradients(
+            needs[1:4], log_weights, p, code, _moments(x, r, means, code)
+        )
+    return x_gradient, *parameters, None
+
+
+def _log_prob_backward(
+    needs: tuple[bool, ...], grads: Any, x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
+) -> tuple[Tensor | None, ...]:
+    (g,) = grads
+    if not needs[0]:
+        _, *moments = _statistics(x, log_weights, means, p, code, g.to(x.dtype), None)
+        return None, *_parameter_gradients(needs[1:4], log_weights, p, code, tuple(moments)), None
+    terms = _component_log_prob(x, log_weights, means, p, code)
+    total = torch.logsumexp(terms, dim=1, keepdim=True)
+    # An impossible row has no posterior: its gradient is zero, not NaN.
+    r = torch.where(torch.isneginf(total), 0.0, (terms - total).exp() * g.unsqueeze(1))
+    return _component_log_prob_backward(needs, (r,), x, log_weights, means, p, code)
+
+
+# --- the ops ----------------------------------------------------------------------------------------------
+
+_PARAMETERS = "Tensor x, Tensor log_weights, Tensor means, Tensor precisions_cholesky, int covariance"
+_GIVEN = "Tensor x, Tensor responsibilities, Tensor means"
+
+
+def _op(name: str, arguments: str, returns: str, **more: Any) -> _registry.Op:
+    return _registry.Op(
+        "gmm",
+        f"{name}({arguments}) -> {returns}",
+        reference=_by_name(getattr(reference, name)),
+        triton=_triton(name),
+        **more,
+    )
+
+
+_component_log_prob = _op(
+    "gmm_component_log_prob",
+    _PARAMETERS,
+    "Tensor",
+    cpu=_cpu_component_log_prob,
+    fake=lambda x, w, means, p, code: x.new_empty((x.shape[0], means.shape[0])),
+    backward=_component_log_prob_backward,
+    rows=(0,),
+)
+_log_prob = _op(
+    "gmm_log_prob",
+    _PARAMETERS,
+    "Tensor",
+    cpu=_cpu_log_prob,
+    fake=lambda x, w, means, p, code: x.new_empty((x.shape[0],)),
+    backward=_log_prob_backward,
+    rows=(0,),
+)
+_statistics = _op(
+    "gmm_statistics",
+    _PARAMETERS + ", Tensor? sample_weight, Tensor? labels",
+    "(Tensor, Tensor, Tensor, Tensor)",
+    cpu=_cpu_statistics,
+    fake=lambda x, w, means, p, code, sample_weight, labels: (
+        x.new_empty((), dtype=torch.float64),
+        *_moment_outputs(x, means, code),
+    ),
+)
+_moments = _op(
+    "gmm_moments",
+    _GIVEN + ", int covariance",
+    "(Tensor, Tensor, Tensor)",
+    cpu=_cpu_moments,
+    fake=lambda x, r, means, code: _moment_outputs(x, means, code),
+)
+_input_gradient = _op(
+    "gmm_input_gradient",
+    _GIVEN + ", Tensor precisions_cholesky, int covariance",
+    "Tensor",
+    cpu=_cpu_input_gradient,
+    fake=lambda x, r, means, p, code: x.new_empty(x.shape),
+    rows=(0, 1),
+)
+
+
+def gmm_component_log_prob(
+    x: Tensor, log_weights: Tensor, means: Tensor, precisions_cholesky: Tensor, covariance_type: str
+) -> Tensor:
+    """Joint log-density of every row and component, ``log w_k + log N(x_n | mean_k, cov_k)``.
+
+    Args:
+        x: rows (N, D).
+        log_weights: log mixture weights (K,) in nats; -inf removes a component.
+        means: (K, D).
+        precisions_cholesky: as in the module's table; the triangle below the diagonal is not read.
+        covariance_type: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
+
+    Returns:
+        (N, K) in nats, dtype of ``x``.  Differentiable in all tensors.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+
+    Source: Bishop, Pattern Recognition and Machine Learning, eq. 9.7 and 2.43.
+
+    Example:
+        >>> import torch, evidens
+        >>> x = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+        >>> means = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+        >>> evidens.ops.gmm_component_log_prob(
+        ...     x, torch.zeros(2).double(), means, torch.ones(2).double(), "spherical"
+        ... )
+        tensor([[-0.9189, -2.9189],
+                [-2.9189, -0.9189]], dtype=torch.float64)
+    """
+    return _parametric("gmm_component_log_prob", _component_log_prob, x, log_weights, means,
+                       precisions_cholesky, covariance_type)
+
+
+def gmm_log_prob(
+    x: Tensor, log_weights: Tensor, means: Tensor, precisions_cholesky: Tensor, covariance_type: str
+) -> Tensor:
+    """Log-density of every row under the mixture, ``log sum_k w_k N(x_n | mean_k, cov_k)``.
+
+    Arguments, dtypes and errors are those of `gmm_component_log_prob`.  No N x K array is held
+    without a gradient in ``x``.  Differentiable once in all tensors; the gradient is the posterior.
+
+    Returns:
+        (N,) in nats, dtype of ``x``; -inf where every component is impossible.
+
+    Source: Bishop, Pattern Recognition and Machine Learning, eq. 9.7.
+
+    Example:
+        >>> import torch, evidens
+        >>> x = torch.zeros(1, 2, requires_grad=True)
+        >>> means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> y = evidens.ops.gmm_log_prob(
+        ...     x, torch.tensor([0.5, 0.5]).log(), means, torch.ones(2, 2), "diag"
+        ... )
+        >>> y.backward()
+        >>> y.detach(), x.grad
+        (tensor([-2.3379]), tensor([[0., 0.]]))
+    """
+    return _parametric("gmm_log_prob", _log_prob, x, log_weights, means, precisions_cholesky,
+                       covariance_type)
+
+
+def _parametric(name: str, op: _registry.Op, x: Tensor, log_weights: Tensor, means: Tensor,
+                p: Tensor, covariance_type: str) -> Tensor:
+    code = _code(name, covariance_type)
+    x, log_weights, means, p = _registry.widen(x, log_weights, means, p)
+    _check(name, code, x, means, log_weights=(log_weights, "K"),
+           precisions_cholesky=(p, _PRECISION_LETTERS[code]))
+    return op(x, log_weights, means, p, code)
+
+
+def gmm_statistics(
+    x: Tensor,
+    log_weights: Tensor,
+    means: Tensor,
+    precisions_cholesky: Tensor,
+    covariance_type: str,
+    sample_weight: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The E step and the sums the M step needs, in one pass over the rows.
+
+    Holds neither an N x K array nor a copy of ``x``.  With posteriors ``r_nk`` times
+    ``sample_weight`` and ``d_nk = x_n - mean_k``, returns float64 tensors
+
+    - ``log_likelihood`` (): ``sum_n weight_n log p(x_n)``, nats;
+    - ``weight`` (K,): ``sum_n r_nk``;
+    - ``first`` (K, D): ``sum_n r_nk d_nk``;
+    - ``second``: ``sum_n r_nk d_nk d_nk^T``: full (K, D, D), tied (D, D) summed over k, diag
+      (K, D) its diagonal, spherical (K,) the mean of the diagonal.
+
+    Args:
+        x, log_weights, means, precisions_cholesky, covariance_type: as `gmm_component_log_prob`.
+        sample_weight: (N,) of any sign; a row of weight 0 contributes nothing.
+        labels: (N,) int64; a label k >= 0 pins the row to component k (its log-likelihood is
+            then ``log w_k N(x_n | k)``), -1 leaves it free.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError: if an argument requires a gradient (none is offered).
+
+    Source: Bishop, Pattern Recognition and Machine Learning, eq. 9.13-9.27.  The result does not
+    depend on the number of threads.
+
+    Example:
+        >>> import torch, evidens
+        >>> x = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> log_likelihood, weight, first, second = evidens.ops.gmm_statistics(
+        ...     x, torch.zeros(1), torch.zeros(1, 1), torch.ones(1), "spherical"
+        ... )
+        >>> weight.tolist(), first.tolist(), [round(s, 4) for s in second.tolist()]
+        ([3.0], [[6.0]], [26.0])
+    """
+    name = "gmm_statistics"
+    code = _code(name, covariance_type)
+    x, log_weights, means, p = _registry.widen(x, log_weights, means, precisions_cholesky)
+    others = {"log_weights": (log_weights, "K"),
+              "precisions_cholesky": (p, _PRECISION_LETTERS[code])}
+    if sample_weight is not None:
+        (sample_weight,) = _registry.widen(sample_weight)
+        others["sample_weight"] = (sample_weight, "N")
+    _check(name, code, x, means, **others)
+    if labels is not None:
+        _check_labels(name, labels, x, means.shape[0])
+    _registry.no_gradient(name, x, log_weights, means, p, sample_weight, instead="gmm_log_prob")
+    return _statistics(x, log_weights, means, p, code, sample_weight, labels)
+
+
+def _check_labels(op: str, labels: Tensor, x: Tensor, k: int) -> None:
+    if labels.shape != x.shape[:1] or labels.dtype is not torch.int64 or labels.device != x.device:
+        raise ValueError(
+            f"evidens.{op}: labels must be int64 of shape (N,) = ({x.shape[0]},) on {x.device}, "
+            f"got {labels.dtype} {tuple(labels.shape)} on {labels.device}"
+        )
+    if not torch.compiler.is_compiling() and labels.numel():
+        low, high = (int(v) for v in labels.aminmax())
+        if low < -1 or high >= k:
+            raise ValueError(
+                f"evidens.{op}: labels must lie in -1 (free) .. K-1 = {k - 1}, "
+                f"got values from {low} to {high}"
+            )
+
+
+def gmm_moments(
+    x: Tensor, responsibilities: Tensor, means: Tensor, covariance_type: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted moments of the rows about ``means`` for given responsibilities.
+
+    Args:
+        x: rows (N, D).
+        responsibilities: (N, K), of any sign; a row with weight 0 in a component does not enter it.
+        means: (K, D), the centres.
+        covariance_type: as `gmm_component_log_prob`.
+
+    Returns:
+        ``(weight, first, second)`` of `gmm_statistics`, float64.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError: if an argument requires a gradient (none is offered).
+
+    Example:
+        >>> import torch, evidens
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> weight, first, second = evidens.ops.gmm_moments(
+        ...     x, torch.ones(2, 1), torch.zeros(1, 2), "diag"
+        ... )
+        >>> first.tolist(), second.tolist()
+        ([[1.0, 2.0]], [[1.0, 4.0]])
+    """
+    name = "gmm_moments"
+    code = _code(name, covariance_type)
+    x, responsibilities, means = _registry.widen(x, responsibilities, means)
+    _check(name, code, x, means, responsibilities=(responsibilities, "NK"))
+    _registry.no_gradient(name, x, responsibilities, means, instead="gmm_component_log_prob")
+    return _moments(x, responsibilities, means, code)
+
+
+def gmm_input_gradient(
+    x: Tensor,
+    responsibilities: Tensor,
+    means: Tensor,
+    precisions_cholesky: Tensor,
+    covariance_type: str,
+) -> Tensor:
+    """Gradient in the rows, ``sum_k r_nk d/dx_n log N(x_n | mean_k, cov_k)``.
+
+    With posteriors as ``responsibilities`` it is the score of the mixture.
+
+    Args:
+        x, means, precisions_cholesky, covariance_type: as `gmm_component_log_prob`.
+        responsibilities: (N, K), of any sign.
+
+    Returns:
+        (N, D), dtype of ``x``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError: if an argument requires a gradient (none is offered).
+
+    Example:
+        >>> import torch, evidens
+        >>> evidens.ops.gmm_input_gradient(
+        ...     torch.tensor([[3.0]]), torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "spherical"
+        ... )
+        tensor([[-2.]])
+    """
+    name = "gmm_input_gradient"
+    code = _code(name, covariance_type)
+    x, responsibilities, means, p = _registry.widen(x, responsibilities, means, precisions_cholesky)
+    _check(name, code, x, means, responsibilities=(responsibilities, "NK"),
+           precisions_cholesky=(p, _PRECISION_LETTERS[code]))
+    _registry.no_gradient(name, x, responsibilities, means, p, instead="gmm_log_prob")
+    return _input_gradient(x, responsibilities, means, p, code)

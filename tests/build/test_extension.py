@@ -1,0 +1,58 @@
+"""The installed package as a file: what it links to, what it ships, how it behaves."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import requires
+from importlib.resources import files
+
+import pytest
+
+import evidens
+from evidens import _C
+
+RUNTIME = r"(libc|libm|libstdc\+\+|libgcc_s|libpthread|ld-linux-[\w-]+)\.so(\.\d+)*"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf (binutils)")
+def test_needs_only_the_runtime():
+    dynamic = subprocess.run(
+        ["readelf", "--dynamic", "--wide", _C.__file__], check=True, capture_output=True, text=True
+    ).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)
+    assert needed
+    assert [name for name in needed if not re.fullmatch(RUNTIME, name)] == []
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded Python"
+)
+def test_free_threading_is_declared():
+    # An extension that does not declare it makes the interpreter switch the lock back on.
+    program = "import sys, evidens._C; print(sys._is_gil_enabled())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_typed_package_ships_stubs():
+    package = files("evidens")
+    assert (package / "py.typed").is_file()
+    stub = (package / "_C.pyi").read_text()
+    functions = set(re.findall(r"^def (\w+)", stub, re.MULTILINE))
+    assert functions == {n for n in dir(_C) if callable(getattr(_C, n)) and not n.startswith("_")}
+
+
+def test_run_time_dependencies():
+    names = {
+        re.split(r"[^\w-]", line)[0] for line in requires("evidens") or [] if "extra ==" not in line
+    }
+    assert names == {"torch", "numpy", "scikit-learn", "tqdm", "safetensors"}
+
+
+def test_installed_not_the_source_tree():
+    assert "site-packages" in evidens.__file__ or "dist-packages" in evidens.__file__

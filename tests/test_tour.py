@@ -1,0 +1,146 @@
+"""The tour: its table, its page, and what it says where there is no matplotlib."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evidens import tour as command
+from evidens._tour_measure import Tour
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tour, str, str]]:
+    """What ``python -m evidens tour --quick`` measures, prints and writes."""
+    kept: list[Tour] = []
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(tmp_path_factory.mktemp("tour"))
+        run = command.run
+        patch.setattr(command, "run", lambda *a: kept.append(run(*a)) or kept[0])
+        assert command.main(["--quick"]) == 0
+        yield kept[0], out.getvalue(), Path("evidens-tour.html").read_text("utf-8")
+
+
+def test_both_sides_learn_the_same(quick):
+    tour, _, _ = quick
+    assert len(tour.rows) == len(command.FAMILIES)
+    for row in tour.rows:
+        assert row.difference < 1e-6
+        assert row.nats[0] == pytest.approx(row.nats[1], abs=1e-6)
+        assert row.auroc[8][0] == pytest.approx(row.auroc[8][1], abs=1e-6)
+        assert 0.7 < row.auroc[8][0] <= 1
+
+
+def test_imputation_beats_column_means_and_keeps_what_is_seen(quick):
+    tour, _, _ = quick
+    seen = ~tour.digits.missing
+    for row in tour.rows:
+        assert row.rmse < 0.9 * tour.baselines["column means"]
+        np.testing.assert_allclose(row.imputed[seen], tour.digits.held_out[seen], atol=1e-9)
+        # Less data to learn from, the same rows to describe.
+        assert row.nats[0] - 60 < row.nats_incomplete < row.nats[0] + 5
+
+
+def test_table_has_a_row_of_numbers_for_every_family(quick):
+    tour, printed, _ = quick
+    lines = printed.splitlines()
+    assert max(map(len, lines[:10])) <= 100
+    for row in tour.rows:
+        (line,) = (line for line in lines if line.startswith(row.name))
+        numbers = [float(word) for word in line[len(row.name) :].split()]
+        assert len(numbers) == 8
+        assert numbers[0] == pytest.approx(row.nats[0], abs=0.006)
+        assert numbers[4] == pytest.approx(
+            row.fit_seconds[1] / row.fit_seconds[0], rel=0.05, abs=0.06
+        )
+        assert numbers[7] == pytest.approx(row.rmse, abs=0.006)
+    assert any(line.startswith("column means") for line in lines)
+
+
+class Page(HTMLParser):
+    """Everything on a page that could load something, and everything that has a name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.names: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append((tag, values))
+        self.names += [values["id"]] if values.get("id") else []
+        for name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
+            if values.get(name):
+                self.links.append(values[name])
+
+
+def test_page_needs_nothing_but_itself(quick):
+    _, _, text = quick
+    page = Page(text)
+    targets = [link[1:] for link in page.links if link.startswith("#")]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert not re.search(r"https?:|@import|<script|<link", text)
+    targets += re.findall(r"url\(#([^)]*)\)", text)
+    assert text.count("url(") == text.count("url(#")
+    assert len(page.names) == len(set(page.names))
+    assert set(targets) <= set(page.names)
+
+
+def test_page_has_its_pictures_and_their_descriptions(quick):
+    tour, _, text = quick
+    page = Page(text)
+    images = [values for tag, values in page.tags if tag == "img"]
+    assert len(images) > 100
+    assert all("alt" in values for values in images)
+    described = [values for _, values in page.tags if values.get("role") == "img"]
+    assert len(described) >= 8
+    assert all(values.get("aria-label") for values in described)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2
+    for row in tour.rows:
+        assert row.family.setting in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_without_matplotlib_the_table_is_printed_and_the_page_explained(
+    quick, monkeypatch, tmp_path, capsys
+):
+    tour, _, _ = quick
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "run", lambda *_: tour)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command.main(["--quick"]) == 0
+    *rest, last = capsys.readouterr().out.strip().splitlines()
+    assert "\n".join(rest).strip() == command.table(tour)
+    assert 'pip install "evidens[plot]"' in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_family_without_incumbent_has_its_row(quick, tmp_path):
+    tour, _, _ = quick
+    from dataclasses import replace
+
+    from evidens._tour_page import render
+
+    row = tour.rows[0]
+    alone = replace(
+        row,
+        nats=(row.nats[0], None),
+        difference=None,
+        seconds={name: (a, None) for name, (a, _) in row.seconds.items()},
+        auroc={digit: (a, None) for digit, (a, _) in row.auroc.items()},
+    )
+    lonely = replace(tour, rows=[alone])
+    (line,) = (line for line in command.table(lonely).splitlines() if line.startswith(row.name))
+    assert len(line[len(row.name) :].split()) == 4
+    assert "None" not in render(lonely)
