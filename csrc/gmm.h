@@ -14,36 +14,36 @@ enum GmmTask : int32_t {
 };
 
 struct GmmParams {
-  int64_t rows;        // N
-  int64_t features;    // D
-  int64_t components;  // K
-  int32_t covariance;  // GmmCovariance
-  int32_t task;        // GmmTask
-  int32_t is_double;   // 0: float, 1: double; the type of every void pointer below
-  const void *x;                // (N, D), strides below
-  int64_t x_row, x_column;      // strides of x in elements
-  const void *log_weights;      // (K,) nats
-  const void *means;            // (K, D)
-  const void *precisions;       // (K, D, D) upper | (D, D) upper | (K, D) | (K,)
-  const void *sample_weight;    // (N,) or null: ones
-  const int64_t *labels;        // (N,) or null; -1: free
-  const void *responsibilities; // (N, K) contiguous, given, or null
-  void *out;                    // see GmmTask
-  double *log_likelihood;       // ()
-  double *weight;               // (K,)
-  double *first;                // (K, D), about means
-  double *second;               // (K, D, D) | (D, D) | (K, D) | (K,), about means
+  int64_t rows;                  // N
+  int64_t features;              // D
+  int64_t components;            // K
+  int32_t covariance;            // GmmCovariance
+  int32_t task;                  // GmmTask
+  int32_t is_double;             // 0: float, 1: double; the type of every void pointer below
+  const void *x;                 // (N, D), strides below
+  int64_t x_row, x_column;       // strides of x in elements
+  const void *log_weights;       // (K,) nats
+  const void *means;             // (K, D)
+  const void *precisions;        // (K, D, D) upper | (D, D) upper | (K, D) | (K,)
+  const void *sample_weight;     // (N,) or null: ones
+  const int64_t *labels;         // (N,) or null; -1: free
+  const void *responsibilities;  // (N, K) contiguous, given, or null
+  void *out;                     // see GmmTask
+  double *log_likelihood;        // ()
+  double *weight;                // (K,)
+  double *first;                 // (K, D), about means
+  double *second;                // (K, D, D) | (D, D) | (K, D) | (K,), about means
 };
 
 // How a call is cut into blocks; a function of the sizes only, never of the number of threads.
 struct GmmPlan {
-  int64_t block;           // data rows per cache block
-  int64_t slabs;           // units of work: consecutive blocks that share accumulators
-  int64_t slab_rows;       // data rows per slab, a multiple of block
-  int64_t parts;           // units of the prepare and finish phases
-  int64_t shared_bytes;    // packed parameters
-  int64_t worker_bytes;    // scratch of one worker
-  int64_t slab_bytes;      // accumulators of one slab
+  int64_t block;         // data rows per cache block
+  int64_t slabs;         // units of work: consecutive blocks that share accumulators
+  int64_t slab_rows;     // data rows per slab, a multiple of block
+  int64_t parts;         // units of the prepare and finish phases
+  int64_t shared_bytes;  // packed parameters
+  int64_t worker_bytes;  // scratch of one worker
+  int64_t slab_bytes;    // accumulators of one slab
 };
 
 // The phases of a call; units of one phase run in any order, on any thread.

@@ -66,7 +66,9 @@ int64_t workers_for(double work, int64_t units) {
   return std::min<int64_t>(threads, units);
 }
 
-struct Free { void operator()(void *p) const { std::free(p); } };
+struct Free {
+  void operator()(void *p) const { std::free(p); }
+};
 using Buffer = std::unique_ptr<void, Free>;
 Buffer allocate(int64_t bytes) {
   void *p = std::aligned_alloc(64, size_t(std::max<int64_t>(bytes, 1) + 63) / 64 * 64);
@@ -78,11 +80,28 @@ template <class T = void> T *at(uintptr_t address) { return reinterpret_cast<T *
 
 void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t features, int64_t components, uintptr_t x,
          int64_t x_row, int64_t x_column, uintptr_t log_weights, uintptr_t means, uintptr_t precisions,
-         uintptr_t sample_weight, uintptr_t labels, uintptr_t responsibilities, uintptr_t out,
-         uintptr_t log_likelihood, uintptr_t weight, uintptr_t first, uintptr_t second) {
-  const GmmParams p{rows, features, components, covariance, task, is_double, at(x), x_row, x_column, at(log_weights),
-                    at(means), at(precisions), at(sample_weight), at<int64_t>(labels), at(responsibilities), at(out),
-                    at<double>(log_likelihood), at<double>(weight), at<double>(first), at<double>(second)};
+         uintptr_t sample_weight, uintptr_t labels, uintptr_t responsibilities, uintptr_t out, uintptr_t log_likelihood,
+         uintptr_t weight, uintptr_t first, uintptr_t second) {
+  const GmmParams p{rows,
+                    features,
+                    components,
+                    covariance,
+                    task,
+                    is_double,
+                    at(x),
+                    x_row,
+                    x_column,
+                    at(log_weights),
+                    at(means),
+                    at(precisions),
+                    at(sample_weight),
+                    at<int64_t>(labels),
+                    at(responsibilities),
+                    at(out),
+                    at<double>(log_likelihood),
+                    at<double>(weight),
+                    at<double>(first),
+                    at<double>(second)};
   const GmmKernel &kernel = kernels->gmm[is_double];
   GmmPlan plan;
   kernel.plan(p, plan);
@@ -93,7 +112,8 @@ void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t feature
                slabs = allocate(plan.slabs * plan.slab_bytes);
   run_blocks(pool, plan.parts, helpers, [&](int64_t k, int64_t) { kernel.prepare(k, p, plan, shared.get()); });
   run_blocks(pool, plan.slabs, workers, [&](int64_t slab, int64_t worker) {
-    kernel.run(slab, p, plan, shared.get(), static_cast<char *>(scratch.get()) + worker * plan.worker_bytes, slabs.get());
+    kernel.run(slab, p, plan, shared.get(), static_cast<char *>(scratch.get()) + worker * plan.worker_bytes,
+               slabs.get());
   });
   if (plan.slab_bytes == 0) return;
   run_blocks(pool, plan.parts, helpers, [&](int64_t k, int64_t) { kernel.finish(k, p, plan, slabs.get()); });
@@ -105,9 +125,8 @@ void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t ro
   const PhiloxParams p{seed, step, row_offset, rows, columns, is_double, at(out)};
   const int64_t chunk = std::max<int64_t>(1, 65536 / std::max<int64_t>(columns, 1));
   const int64_t blocks = (rows + chunk - 1) / chunk;
-  run_blocks(pool, blocks, workers_for(double(rows) * double(columns) * 8, blocks), [&](int64_t i, int64_t) {
-    kernels->philox_uniform(i * chunk, std::min(rows, (i + 1) * chunk), p);
-  });
+  run_blocks(pool, blocks, workers_for(double(rows) * double(columns) * 8, blocks),
+             [&](int64_t i, int64_t) { kernels->philox_uniform(i * chunk, std::min(rows, (i + 1) * chunk), p); });
 }
 
 }  // namespace

@@ -10,8 +10,8 @@
 
 namespace evidens {
 
-using ParallelFor = int (*)(int64_t begin, int64_t end, int64_t grain,
-                            void (*f)(int64_t, int64_t, void *), void *context);
+using ParallelFor = int (*)(int64_t begin, int64_t end, int64_t grain, void (*f)(int64_t, int64_t, void *),
+                            void *context);
 
 struct Pool {
   ParallelFor parallel_for = nullptr;  // null: serial

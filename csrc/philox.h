@@ -1,5 +1,4 @@
-// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), for vectors of
-// counters that differ in their first word (the column block).
+// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 //
 // Counter = (column block, row low, row high, step), key = (seed low, seed high): a row's stream
 // depends on nothing but the seed, the step and the row.
@@ -15,8 +14,7 @@ EVIDENS_INLINE PhiloxWords philox(PhiloxWords c, uint32_t k0, uint32_t k1) {
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t(0xD2511F53u) * c.word[0], p1 = uint64_t(0xCD9E8D57u) * c.word[2];
-    c = {{uint32_t(p1 >> 32) ^ c.word[1] ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ c.word[3] ^ k1,
-          uint32_t(p0)}};
+    c = {{uint32_t(p1 >> 32) ^ c.word[1] ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ c.word[3] ^ k1, uint32_t(p0)}};
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }

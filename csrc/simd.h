@@ -112,8 +112,7 @@ template <class T, int S = 1> EVIDENS_INLINE Vec<T> sum_lanes(const Vec<T> *v) {
     Vec<T> next[half];
 #pragma GCC unroll 16
     for (int i = 0; i < half; ++i) {
-      next[i] = interleave<T, S, false>(v[2 * i], v[2 * i + 1]) +
-                interleave<T, S, true>(v[2 * i], v[2 * i + 1]);
+      next[i] = interleave<T, S, false>(v[2 * i], v[2 * i + 1]) + interleave<T, S, true>(v[2 * i], v[2 * i + 1]);
     }
     return sum_lanes<T, S * 2>(next);
   }

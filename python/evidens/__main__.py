@@ -8,6 +8,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     # The rest of the line belongs to the command, which brings its own --help.
     if argv[:1] == ["tour"]:

@@ -74,4 +74,4 @@ class _Info(dict[str, Any]):
                 if reason != "ok":
                     reasons[reason] = None
             lines.append(row.rstrip())
-        return "\n".join(lines + ["", *(f"-  {r}" for r in reasons)])
+        return "\n".join([*lines, "", *(f"-  {r}" for r in reasons)])

@@ -59,7 +59,8 @@ def numbers(tour: Tour) -> str:
     pair = f"<th>evidens</th><th>{theirs}</th>"
     anomalies = list(tour.rows[0].auroc)
     which = "Each digit in turn" if len(anomalies) > 1 else f"The digit {anomalies[0]}"
-    return f"""<section><h2>The numbers</h2><div class=scroll><table><thead>
+    return f"""<section><h2>The numbers</h2>
+<div class=scroll tabindex=0 role=region aria-label=Results><table><thead>
 <tr><td></td><th colspan=2>nats per row</th><th colspan=3>milliseconds to fit</th>
 <th colspan=2>anomaly AUROC</th><th>RMSE</th></tr>
 <tr><td></td>{pair}{pair}<th>ratio</th>{pair}<th>imputed</th></tr></thead>

@@ -163,9 +163,10 @@ class Op:
 
     def _choose(self, device: str) -> Callable[..., Any]:
         name = override()
+        if name is None and device == "cpu":
+            return self.implementations["cpu"]  # type: ignore[return-value]
         if name is None:
-            name = "cpu" if device == "cpu" else "triton"
-            reason = None if device == "cpu" else self.problem(name, device)
+            name, reason = "triton", self.problem("triton", device)
             if reason is not None:
                 if not self._warned:
                     self._warned = True
@@ -186,11 +187,8 @@ class Op:
         return self.implementations[name]  # type: ignore[return-value]
 
     def _run(self, *args: Any) -> Any:
-        device = next(
-            a.type if isinstance(a, torch.device) else a.device.type
-            for a in args
-            if isinstance(a, (Tensor, torch.device))
-        )
+        first = args[0]
+        device = first.device.type if isinstance(first, Tensor) else args[-1].type
         return self._choose(device)(*args)
 
     # --- routing of one call -------------------------------------------------------------------
@@ -281,22 +279,3 @@ def _make_function(op: Op) -> Any:
 
     Forward.__name__ = f"{op.name}_function"
     return Forward
-
-
-def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """float16 and bfloat16 become float32 (this is also the autocast rule of every op)."""
-    for t in tensors:
-        if t.dtype is not torch.float32 and t.dtype is not torch.float64:
-            return tuple(
-                t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors
-            )
-    return tensors
-
-
-def no_gradient(name: str, *tensors: Tensor | None, instead: str) -> None:
-    """Refuse a call that would silently cut the graph."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(
-            f"evidens.{name} offers no gradient, but an argument requires one. "
-            f"Call it under torch.no_grad(), detach the argument, or use {instead}."
-        )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evidens._native import library
+from evidens.ops import _checks as checks
 from evidens.ops import _registry
 from evidens.reference import gmm as reference
 from evidens.reference.gmm import COVARIANCE_TYPES
@@ -31,7 +32,7 @@ _FULL, _TIED, _DIAG, _SPHERICAL = range(4)
 _COMPONENT_LOG_PROB, _LOG_PROB, _STATISTICS, _MOMENTS, _INPUT_GRADIENT = range(5)
 
 
-# --- checks -----------------------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------------
 
 
 def _code(op: str, covariance_type: str) -> int:
@@ -44,8 +45,7 @@ def _code(op: str, covariance_type: str) -> int:
         ) from None
 
 
-def _check(op: str, code: int, x: Tensor, means: Tensor, **others: tuple[Tensor, str]) -> None:
-    """Shapes, dtypes and devices; ``others`` maps an argument to its tensor and shape letters."""
+def _check(op: str, code: int, x: Tensor, means: Tensor, *others: checks.Argument) -> None:
     if x.ndim != 2 or means.ndim != 2 or x.shape[1] != means.shape[1]:
         raise ValueError(
             f"evidens.{op}: expected x (N, D) and means (K, D) with equal D, "
@@ -58,39 +58,35 @@ def _check(op: str, code: int, x: Tensor, means: Tensor, **others: tuple[Tensor,
             f"evidens.{op}: expected at least one component and one feature, "
             f"got means {tuple(means.shape)}"
         )
-    sizes = {"N": n, "K": k, "D": d}
-    for name, (t, letters) in (("means", (means, "KD")), *others.items()):
-        want = tuple([sizes[c] for c in letters])
-        if t.shape != want:
-            raise ValueError(
-                f"evidens.{op}: {name} must have shape ({', '.join(letters)}) = {want} for "
-                f"covariance_type {COVARIANCE_TYPES[code]!r} and x {tuple(x.shape)}, "
-                f"got {tuple(t.shape)}"
-            )
-        if t.dtype is not x.dtype or t.device != x.device:
-            raise TypeError(
-                f"evidens.{op}: all arguments need one dtype and one device; x is {x.dtype} on "
-                f"{x.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
-            )
-    if x.dtype is not torch.float32 and x.dtype is not torch.float64:
-        raise TypeError(
-            f"evidens.{op}: x must be float32 or float64 (float16 and bfloat16 are widened), "
-            f"got {x.dtype}. Convert with x.float()."
-        )
+    checks.floating(op, "x", x)
+    checks.arguments(
+        op,
+        x,
+        {"N": n, "K": k, "D": d},
+        lambda: f"covariance_type {COVARIANCE_TYPES[code]!r} and x ({n}, {d})",
+        ("means", means, "KD"),
+        *others,
+    )
 
 
 _PRECISION_LETTERS = ("KDD", "DD", "KD", "K")
 
 
-# --- C++ ----------------------------------------------------------------------------------------------
+# --- C++ -----------------------------------------------------------------------------------------
 
 
-def _run(task: int, code: int, x: Tensor, means: Tensor, **pointers: Tensor | None) -> None:
-    """Calls the kernel; ``pointers`` are contiguous tensors, absent ones are null."""
-    tensors = {k: t.contiguous() for k, t in pointers.items() if t is not None}
+def _run(task: int, code: int, x: Tensor, means: Tensor, *others: Tensor | None) -> None:
+    """Calls the kernel.
+
+    ``others``: log_weights, precisions, sample_weight, labels, responsibilities, then the results
+    out, log_likelihood, weight, first, second; None for what the task does not have.
+    """
+    # The list keeps contiguous copies alive during the call.
+    tensors = [t if t is None or t.is_contiguous() else t.contiguous() for t in others]
     means = means.contiguous()
-    address = {k: t.data_ptr() for k, t in tensors.items()}.get
+    log_weights, precisions, *rest = [0 if t is None else t.data_ptr() for t in tensors]
     n, d = x.shape
+    row, column = x.stride()
     library.gmm(
         task,
         code,
@@ -99,20 +95,16 @@ def _run(task: int, code: int, x: Tensor, means: Tensor, **pointers: Tensor | No
         d,
         means.shape[0],
         x.data_ptr(),
-        x.stride(0),
-        x.stride(1),
-        address("log_weights", 0),
+        row,
+        column,
+        log_weights,
         means.data_ptr(),
-        address("precisions", 0),
-        address("sample_weight", 0),
-        address("labels", 0),
-        address("responsibilities", 0),
-        address("out", 0),
-        address("log_likelihood", 0),
-        address("weight", 0),
-        address("first", 0),
-        address("second", 0),
+        precisions,
+        *rest,
     )
+
+
+_NO_MOMENTS = (None, None, None, None)
 
 
 def _moment_outputs(x: Tensor, means: Tensor, code: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,13 +122,13 @@ def _cpu_component_log_prob(
     x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
 ) -> Tensor:
     out = x.new_empty((x.shape[0], means.shape[0]))
-    _run(_COMPONENT_LOG_PROB, code, x, means, log_weights=log_weights, precisions=p, out=out)
+    _run(_COMPONENT_LOG_PROB, code, x, means, log_weights, p, None, None, None, out, *_NO_MOMENTS)
     return out
 
 
 def _cpu_log_prob(x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int) -> Tensor:
     out = x.new_empty((x.shape[0],))
-    _run(_LOG_PROB, code, x, means, log_weights=log_weights, precisions=p, out=out)
+    _run(_LOG_PROB, code, x, means, log_weights, p, None, None, None, out, *_NO_MOMENTS)
     return out
 
 
@@ -149,49 +141,26 @@ def _cpu_statistics(
     sample_weight: Tensor | None,
     labels: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    weight, first, second = _moment_outputs(x, means, code)
-    log_likelihood = x.new_empty((), dtype=torch.float64)
-    _run(
-        _STATISTICS,
-        code,
-        x,
-        means,
-        log_weights=log_weights,
-        precisions=p,
-        sample_weight=sample_weight,
-        labels=labels,
-        log_likelihood=log_likelihood,
-        weight=weight,
-        first=first,
-        second=second,
-    )
-    return log_likelihood, weight, first, second
+    results = (x.new_empty((), dtype=torch.float64), *_moment_outputs(x, means, code))
+    given = (log_weights, p, sample_weight, labels, None)
+    _run(_STATISTICS, code, x, means, *given, None, *results)
+    return results
 
 
 def _cpu_moments(
     x: Tensor, responsibilities: Tensor, means: Tensor, code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight, first, second = _moment_outputs(x, means, code)
-    _run(
-        _MOMENTS,
-        code,
-        x,
-        means,
-        responsibilities=responsibilities,
-        weight=weight,
-        first=first,
-        second=second,
-    )
-    return weight, first, second
+    results = _moment_outputs(x, means, code)
+    _run(_MOMENTS, code, x, means, *(None,) * 4, responsibilities, None, None, *results)
+    return results
 
 
 def _cpu_input_gradient(
     x: Tensor, responsibilities: Tensor, means: Tensor, p: Tensor, code: int
 ) -> Tensor:
     out = x.new_empty(x.shape)
-    _run(
-        _INPUT_GRADIENT, code, x, means, responsibilities=responsibilities, precisions=p, out=out
-    )
+    given = (None, p, None, None, responsibilities)
+    _run(_INPUT_GRADIENT, code, x, means, *given, out, *_NO_MOMENTS)
     return out
 
 
@@ -213,7 +182,7 @@ def _by_name(function: Any) -> Any:
     return call
 
 
-# --- gradients ------------------------------------------------------------------------------------------
+# --- gradients -----------------------------------------------------------------------------------
 
 
 def _parameter_gradients(
@@ -254,7 +223,13 @@ def _parameter_gradients(
 
 
 def _component_log_prob_backward(
-    needs: tuple[bool, ...], grads: Any, x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
+    needs: tuple[bool, ...],
+    grads: Any,
+    x: Tensor,
+    log_weights: Tensor,
+    means: Tensor,
+    p: Tensor,
+    code: int,
 ) -> tuple[Tensor | None, ...]:
     (r,) = grads
     r = r.to(x.dtype)
@@ -268,7 +243,13 @@ def _component_log_prob_backward(
 
 
 def _log_prob_backward(
-    needs: tuple[bool, ...], grads: Any, x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
+    needs: tuple[bool, ...],
+    grads: Any,
+    x: Tensor,
+    log_weights: Tensor,
+    means: Tensor,
+    p: Tensor,
+    code: int,
 ) -> tuple[Tensor | None, ...]:
     (g,) = grads
     if not needs[0]:
@@ -281,9 +262,11 @@ def _log_prob_backward(
     return _component_log_prob_backward(needs, (r,), x, log_weights, means, p, code)
 
 
-# --- the ops ----------------------------------------------------------------------------------------------
+# --- the ops -------------------------------------------------------------------------------------
 
-_PARAMETERS = "Tensor x, Tensor log_weights, Tensor means, Tensor precisions_cholesky, int covariance"
+_PARAMETERS = (
+    "Tensor x, Tensor log_weights, Tensor means, Tensor precisions_cholesky, int covariance"
+)
 _GIVEN = "Tensor x, Tensor responsibilities, Tensor means"
 
 
@@ -372,8 +355,15 @@ def gmm_component_log_prob(
         tensor([[-0.9189, -2.9189],
                 [-2.9189, -0.9189]], dtype=torch.float64)
     """
-    return _parametric("gmm_component_log_prob", _component_log_prob, x, log_weights, means,
-                       precisions_cholesky, covariance_type)
+    return _parametric(
+        "gmm_component_log_prob",
+        _component_log_prob,
+        x,
+        log_weights,
+        means,
+        precisions_cholesky,
+        covariance_type,
+    )
 
 
 def gmm_log_prob(
@@ -400,16 +390,30 @@ def gmm_log_prob(
         >>> y.detach(), x.grad
         (tensor([-2.3379]), tensor([[0., 0.]]))
     """
-    return _parametric("gmm_log_prob", _log_prob, x, log_weights, means, precisions_cholesky,
-                       covariance_type)
+    return _parametric(
+        "gmm_log_prob", _log_prob, x, log_weights, means, precisions_cholesky, covariance_type
+    )
 
 
-def _parametric(name: str, op: _registry.Op, x: Tensor, log_weights: Tensor, means: Tensor,
-                p: Tensor, covariance_type: str) -> Tensor:
+def _parametric(
+    name: str,
+    op: _registry.Op,
+    x: Tensor,
+    log_weights: Tensor,
+    means: Tensor,
+    p: Tensor,
+    covariance_type: str,
+) -> Tensor:
     code = _code(name, covariance_type)
-    x, log_weights, means, p = _registry.widen(x, log_weights, means, p)
-    _check(name, code, x, means, log_weights=(log_weights, "K"),
-           precisions_cholesky=(p, _PRECISION_LETTERS[code]))
+    x, log_weights, means, p = checks.widen(x, log_weights, means, p)
+    _check(
+        name,
+        code,
+        x,
+        means,
+        ("log_weights", log_weights, "K"),
+        ("precisions_cholesky", p, _PRECISION_LETTERS[code]),
+    )
     return op(x, log_weights, means, p, code)
 
 
@@ -457,16 +461,18 @@ def gmm_statistics(
     """
     name = "gmm_statistics"
     code = _code(name, covariance_type)
-    x, log_weights, means, p = _registry.widen(x, log_weights, means, precisions_cholesky)
-    others = {"log_weights": (log_weights, "K"),
-              "precisions_cholesky": (p, _PRECISION_LETTERS[code])}
+    x, log_weights, means, p = checks.widen(x, log_weights, means, precisions_cholesky)
+    others = [
+        ("log_weights", log_weights, "K"),
+        ("precisions_cholesky", p, _PRECISION_LETTERS[code]),
+    ]
     if sample_weight is not None:
-        (sample_weight,) = _registry.widen(sample_weight)
-        others["sample_weight"] = (sample_weight, "N")
-    _check(name, code, x, means, **others)
+        (sample_weight,) = checks.widen(sample_weight)
+        others.append(("sample_weight", sample_weight, "N"))
+    _check(name, code, x, means, *others)
     if labels is not None:
         _check_labels(name, labels, x, means.shape[0])
-    _registry.no_gradient(name, x, log_weights, means, p, sample_weight, instead="gmm_log_prob")
+    checks.no_gradient(name, x, log_weights, means, p, sample_weight, instead="gmm_log_prob")
     return _statistics(x, log_weights, means, p, code, sample_weight, labels)
 
 
@@ -514,9 +520,9 @@ def gmm_moments(
     """
     name = "gmm_moments"
     code = _code(name, covariance_type)
-    x, responsibilities, means = _registry.widen(x, responsibilities, means)
-    _check(name, code, x, means, responsibilities=(responsibilities, "NK"))
-    _registry.no_gradient(name, x, responsibilities, means, instead="gmm_component_log_prob")
+    x, responsibilities, means = checks.widen(x, responsibilities, means)
+    _check(name, code, x, means, ("responsibilities", responsibilities, "NK"))
+    checks.no_gradient(name, x, responsibilities, means, instead="gmm_component_log_prob")
     return _moments(x, responsibilities, means, code)
 
 
@@ -544,15 +550,20 @@ def gmm_input_gradient(
 
     Example:
         >>> import torch, evidens
-        >>> evidens.ops.gmm_input_gradient(
-        ...     torch.tensor([[3.0]]), torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "spherical"
-        ... )
+        >>> one = torch.ones(1, 1)
+        >>> evidens.ops.gmm_input_gradient(3 * one, one, one, torch.ones(1), "spherical")
         tensor([[-2.]])
     """
     name = "gmm_input_gradient"
     code = _code(name, covariance_type)
-    x, responsibilities, means, p = _registry.widen(x, responsibilities, means, precisions_cholesky)
-    _check(name, code, x, means, responsibilities=(responsibilities, "NK"),
-           precisions_cholesky=(p, _PRECISION_LETTERS[code]))
-    _registry.no_gradient(name, x, responsibilities, means, p, instead="gmm_log_prob")
+    x, responsibilities, means, p = checks.widen(x, responsibilities, means, precisions_cholesky)
+    _check(
+        name,
+        code,
+        x,
+        means,
+        ("responsibilities", responsibilities, "NK"),
+        ("precisions_cholesky", p, _PRECISION_LETTERS[code]),
+    )
+    checks.no_gradient(name, x, responsibilities, means, p, instead="gmm_log_prob")
     return _input_gradient(x, responsibilities, means, p, code)

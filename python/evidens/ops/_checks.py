@@ -1,0 +1,58 @@
+"""Argument checks shared by the ops; each error names the op, the argument, expected and got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Name of the argument, its value, its shape in the project's letters.
+Argument = tuple[str, Tensor, str]
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """float16 and bfloat16 become float32 (this is also the autocast rule of every op)."""
+    for t in tensors:
+        if t.dtype is not torch.float32 and t.dtype is not torch.float64:
+            return tuple(
+                t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors
+            )
+    return tensors
+
+
+def floating(op: str, name: str, t: Tensor) -> None:
+    """Refuses what no kernel computes in."""
+    if t.dtype is not torch.float32 and t.dtype is not torch.float64:
+        raise TypeError(
+            f"evidens.{op}: {name} must be float32 or float64 (float16 and bfloat16 are widened), "
+            f"got {t.dtype}. Convert with {name}.float()."
+        )
+
+
+def arguments(
+    op: str, x: Tensor, sizes: dict[str, int], what: Callable[[], str], *arguments: Argument
+) -> None:
+    """Shapes by letters, and one dtype and device with ``x``; ``what()`` says whence the sizes."""
+    dtype, device = x.dtype, x.device
+    for name, t, letters in arguments:
+        if t.shape != tuple([sizes[c] for c in letters]):
+            want = tuple(sizes[c] for c in letters)
+            raise ValueError(
+                f"evidens.{op}: {name} must have shape ({', '.join(letters)}) = {want} for {what()}, "
+                f"got {tuple(t.shape)}"
+            )
+        if t.dtype is not dtype or t.device != device:
+            raise TypeError(
+                f"evidens.{op}: all arguments need one dtype and one device; x is {dtype} on "
+                f"{device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
+            )
+
+
+def no_gradient(op: str, *tensors: Tensor | None, instead: str) -> None:
+    """Refuses a call that would silently cut the graph."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(
+            f"evidens.{op} offers no gradient, but an argument requires one. "
+            f"Call it under torch.no_grad(), detach the argument, or use {instead}."
+        )
