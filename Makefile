@@ -4,7 +4,6 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
-PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -30,7 +29,7 @@ help:
 	@echo 'make lint    format, lint, types, layers and stubs'
 	@echo 'make wheel   build the wheel into dist/'
 	@echo 'make clean   remove .venv, build, dist and caches'
-	@echo "Variables: PYTHON=$(PYTHON)  TORCH='$(TORCH)'  VENV=$(VENV)  PYTEST_ARGS="
+	@echo "Variables: PYTHON=$(PYTHON)  TORCH='$(TORCH)'  VENV=$(VENV)"
 
 # --- environment and wheel ------------------------------------------------------------------------
 
@@ -62,7 +61,7 @@ $(VENV)/.extra-%: $(VENV)/.wheel
 # --- runs -----------------------------------------------------------------------------------------
 # pytest is started by its own script: `python -m pytest` would put the source tree on the path.
 
-PYTEST := $(BIN)/pytest $(PYTEST_ARGS)
+PYTEST := $(BIN)/pytest
 LOWER_LEVELS := $(PY) -c 'import evidens; print(*evidens.info()["isa"]["available"][:-1])'
 HAS_TRITON := $(PY) -c 'import triton' 2>/dev/null
 

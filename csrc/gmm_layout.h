@@ -110,9 +110,13 @@ template <class T> struct GmmLayout {
     plan.block = ((block + NT - 1) / NT | 1) * NT;  // odd, so that rows spread over the cache's sets
     const int64_t blocks = (N + plan.block - 1) / plan.block;
     const int64_t bytes = moments(p) ? slab_doubles(p) * int64_t(sizeof(double)) : 0;
-    // Accumulators of all slabs stay below 48 MB; without accumulators a slab is four blocks.
-    int64_t slabs = moments(p) ? (bytes > (48 << 20) ? 1 : (48 << 20) / bytes) : (blocks + 3) / 4;
-    if (moments(p) && slabs > 32) slabs = 32;
+    // At most 32 slabs and 48 MB of accumulators, but never fewer than 4 units of work; without
+    // accumulators a slab is four blocks.
+    int64_t slabs = (blocks + 3) / 4;
+    if (moments(p)) {
+      slabs = (48 << 20) / bytes;
+      slabs = slabs < 4 ? 4 : slabs > 32 ? 32 : slabs;
+    }
     if (slabs > blocks) slabs = blocks;
     if (slabs < 1) slabs = 1;
     plan.slab_rows = (blocks + slabs - 1) / slabs * plan.block;

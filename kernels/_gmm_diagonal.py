@@ -134,7 +134,8 @@ def moments_kernel(
     stride_xd,
     stride_rn,
     stride_rk,
-    BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # rows summed in the dtype of x before they are added in float64
+    BLOCK_R: tl.constexpr,  # rows side by side
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -149,20 +150,23 @@ def moments_kernel(
     k_in, j_in = ks < k, js < d
     inside = k_in[:, None] & j_in[None, :]
     mean = tl.load(means_ptr + ks[:, None] * d + js[None, :], mask=inside, other=0.0)
-    weight = tl.zeros([BLOCK_K], tl.float64)
-    first = tl.zeros([BLOCK_K, BLOCK_D], tl.float64)
-    second = tl.zeros([BLOCK_K, BLOCK_D], tl.float64)
+    weight = tl.zeros([BLOCK_R, BLOCK_K], tl.float64)
+    first = tl.zeros([BLOCK_R, BLOCK_K, BLOCK_D], tl.float64)
+    second = tl.zeros([BLOCK_R, BLOCK_K, BLOCK_D], tl.float64)
     for n0 in range(program * BLOCK_N, n, programs * BLOCK_N):
-        group_weight = tl.zeros([BLOCK_K], dtype)
-        group_first = tl.zeros([BLOCK_K, BLOCK_D], dtype)
-        group_second = tl.zeros([BLOCK_K, BLOCK_D], dtype)
-        for i in range(n0, tl.minimum(n0 + BLOCK_N, n)):
-            row = tl.cast(i, tl.int64)
-            r = tl.load(r_ptr + row * stride_rn + ks * stride_rk, mask=k_in, other=0.0)
-            x = tl.load(x_ptr + row * stride_xn + js * stride_xd, mask=j_in, other=0.0)
+        group_weight = tl.zeros([BLOCK_R, BLOCK_K], dtype)
+        group_first = tl.zeros([BLOCK_R, BLOCK_K, BLOCK_D], dtype)
+        group_second = tl.zeros([BLOCK_R, BLOCK_K, BLOCK_D], dtype)
+        for i in range(n0, tl.minimum(n0 + BLOCK_N, n), BLOCK_R):
+            rows = tl.cast(i, tl.int64) + tl.arange(0, BLOCK_R)
+            row_in = (rows < n)[:, None]
+            r_at = r_ptr + rows[:, None] * stride_rn + ks[None, :] * stride_rk
+            x_at = x_ptr + rows[:, None] * stride_xn + js[None, :] * stride_xd
+            r = tl.load(r_at, mask=row_in & k_in[None, :], other=0.0)
+            x = tl.load(x_at, mask=row_in & j_in[None, :], other=0.0)
             # Without weight there is no row, even where it is infinite.
-            residual = tl.where((r == 0.0)[:, None], 0.0, x[None, :] - mean)
-            weighted = r[:, None] * residual
+            residual = tl.where((r == 0.0)[:, :, None], 0.0, x[:, None, :] - mean[None, :, :])
+            weighted = r[:, :, None] * residual
             group_weight += r
             group_first += weighted
             group_second += weighted * residual
@@ -171,11 +175,11 @@ def moments_kernel(
         second += group_second.to(tl.float64)
     if tile % d_blocks == 0:
         weight_at = weight_ptr + program * k + ks
-        tl.store(weight_at, tl.load(weight_at, mask=k_in) + weight, mask=k_in)
+        tl.store(weight_at, tl.load(weight_at, mask=k_in) + tl.sum(weight, axis=0), mask=k_in)
     moment_at = program * k * d + ks[:, None] * d + js[None, :]
     first_at, second_at = first_ptr + moment_at, second_ptr + moment_at
-    tl.store(first_at, tl.load(first_at, mask=inside) + first, mask=inside)
-    tl.store(second_at, tl.load(second_at, mask=inside) + second, mask=inside)
+    tl.store(first_at, tl.load(first_at, mask=inside) + tl.sum(first, axis=0), mask=inside)
+    tl.store(second_at, tl.load(second_at, mask=inside) + tl.sum(second, axis=0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n"])

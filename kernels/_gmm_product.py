@@ -156,7 +156,9 @@ def moments_kernel(
         if a == 0:
             weight_at = weight_ptr + program * k + component
             tl.store(weight_at, tl.load(weight_at) + tl.sum(weight, axis=0))
-    second_at = second_ptr + ((program * group + slot % group) * d + cols_a[:, None]) * d + cols_b[None, :]
+    second_at = (
+        second_ptr + ((program * group + slot % group) * d + cols_a[:, None]) * d + cols_b[None, :]
+    )
     second_mask = a_in[:, None] & b_in[None, :]
     tl.store(second_at, tl.load(second_at, mask=second_mask) + second, mask=second_mask)
 

@@ -33,6 +33,8 @@ _SCRATCH_ELEMENTS = 1 << 22
 _SCRATCH_MIN_ROWS = 1024
 # Programs the moments aim at: about eight for each of an H200's 132 multiprocessors.
 _MOMENT_PROGRAMS = 1024
+# Size of a tile of the diagonal moments: what components and features leave free goes to rows.
+_SIDE_BY_SIDE = 1024
 
 
 class Tile(NamedTuple):
@@ -50,13 +52,13 @@ TILES = {
     ("product_log_prob", 4): (Tile(128, 16, 4), Tile(128, 32, 4)),
     ("product_log_prob", 8): (Tile(64, 16, 4), Tile(64, 32, 4)),
     ("product_moments", 4): (Tile(64, 16, 2), Tile(64, 32, 4), Tile(32, 64, 8)),
-    ("product_moments", 8): (Tile(64, 16, 2), Tile(64, 32, 4), Tile(64, 64, 8)),
+    ("product_moments", 8): (Tile(64, 16, 2), Tile(64, 32, 4), Tile(32, 64, 8)),
     ("product_gradient", 4): (Tile(64, 16, 2), Tile(128, 32, 4), Tile(64, 64, 8)),
     ("product_gradient", 8): (Tile(64, 16, 4), Tile(64, 32, 4), Tile(64, 64, 8)),
     ("diagonal_log_prob", 4): (Tile(128, 1, 4), Tile(128, 8, 4), Tile(128, 32, 4)),
     ("diagonal_log_prob", 8): (Tile(128, 1, 4), Tile(128, 8, 4), Tile(64, 32, 2)),
-    ("diagonal_moments", 4): (Tile(32, 4, 1), Tile(32, 16, 4), Tile(32, 64, 4)),
-    ("diagonal_moments", 8): (Tile(32, 4, 1), Tile(32, 16, 4), Tile(32, 64, 4)),
+    ("diagonal_moments", 4): (Tile(512, 4, 4), Tile(128, 16, 4), Tile(32, 64, 4)),
+    ("diagonal_moments", 8): (Tile(512, 4, 4), Tile(128, 16, 4), Tile(32, 64, 4)),
     ("diagonal_gradient", 4): (Tile(128, 4, 4), Tile(128, 16, 4), Tile(64, 64, 4)),
     ("diagonal_gradient", 8): (Tile(128, 4, 4), Tile(128, 16, 4), Tile(32, 64, 4)),
     ("responsibilities", 4): (Tile(128, 4, 4), Tile(64, 64, 4)),
@@ -331,6 +333,7 @@ def _add_moments(
             programs,
             *strides,
             BLOCK_N=rows,
+            BLOCK_R=max(1, min(_SIDE_BY_SIDE // (block * columns), rows)),
             BLOCK_K=block,
             BLOCK_D=columns,
         )

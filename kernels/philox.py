@@ -81,6 +81,7 @@ def philox_uniform(
             BLOCK_R=_BLOCK_ROWS,
             BLOCK_C=_BLOCK_COLUMNS,
             num_warps=_WARPS,
+            enable_fp_fusion=True,
         )
     return out
 

@@ -18,8 +18,8 @@ import torch
 TESTS = Path(__file__).parent
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
-# The interpreter is chosen when a kernel is defined, so these need a process of their own.
-collect_ignore = [] if INTERPRET else ["kernels"]
+# The interpreter is chosen when a kernel is defined, so without a GPU these need their own process.
+collect_ignore = [] if INTERPRET or torch.cuda.is_available() else ["kernels"]
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -36,7 +36,7 @@ def pytest_report_header() -> list[str]:
         f"evidens {evidens.__version__} from {Path(evidens.__file__).parent}",
         f"isa {evidens.info()['isa']}, {torch.get_num_threads()} threads of torch",
     ]
-    if not INTERPRET:
+    if collect_ignore:
         lines.append("tests/kernels left out: they run by themselves with TRITON_INTERPRET=1")
     return lines
 

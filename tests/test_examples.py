@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+
+
+def numbers(line: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in NUMBER.findall(line)]
 
 
 @pytest.mark.skipif(not EXAMPLES, reason="the examples are in the source tree, which is not here")
@@ -20,13 +24,10 @@ def test_example_prints_what_it_shows(script, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = script.read_text("utf-8")
-    shown = [line[3:] for line in text.splitlines() if line.startswith("#> ")]
+    shown = [line[4:] for line in text.splitlines() if line.startswith("# > ")]
     printed = done.stdout.splitlines()
     assert shown
     assert [NUMBER.sub("0", line) for line in printed] == [NUMBER.sub("0", line) for line in shown]
     for line, expected in zip(printed, shown, strict=True):
         # Other processors round otherwise, and a few hundred steps of training enlarge that.
-        numbers = [float(number) for number in NUMBER.findall(expected)]
-        assert [float(number) for number in NUMBER.findall(line)] == pytest.approx(
-            numbers, rel=0.02, abs=0.02
-        )
+        assert numbers(line) == pytest.approx(numbers(expected), rel=0.02, abs=0.02)

@@ -6,28 +6,36 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from evidens import _tour_page
 from evidens import tour as command
 from evidens._tour_measure import Tour
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tour, str, str]]:
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tour, str, str]:
     """What ``python -m evidens tour --quick`` measures, prints and writes."""
     kept: list[Tour] = []
     out = io.StringIO()
+    # On a busy machine, threads that wait for each other would take most of the time.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.chdir(tmp_path_factory.mktemp("tour"))
         run = command.run
         patch.setattr(command, "run", lambda *a: kept.append(run(*a)) or kept[0])
-        assert command.main(["--quick"]) == 0
-        yield kept[0], out.getvalue(), Path("evidens-tour.html").read_text("utf-8")
+        status = command.main(["--quick"])
+        page = Path("evidens-tour.html").read_text("utf-8")
+    torch.set_num_threads(threads)
+    assert status == 0
+    return kept[0], out.getvalue(), page
 
 
 def test_both_sides_learn_the_same(quick):
@@ -47,7 +55,7 @@ def test_imputation_beats_column_means_and_keeps_what_is_seen(quick):
         assert row.rmse < 0.9 * tour.baselines["column means"]
         np.testing.assert_allclose(row.imputed[seen], tour.digits.held_out[seen], atol=1e-9)
         # Less data to learn from, the same rows to describe.
-        assert row.nats[0] - 60 < row.nats_incomplete < row.nats[0] + 5
+        assert row.nats[0] - 15 < row.nats_incomplete < row.nats[0]
 
 
 def test_table_has_a_row_of_numbers_for_every_family(quick):
@@ -128,10 +136,6 @@ def test_without_matplotlib_the_table_is_printed_and_the_page_explained(
 
 def test_a_family_without_incumbent_has_its_row(quick, tmp_path):
     tour, _, _ = quick
-    from dataclasses import replace
-
-    from evidens._tour_page import render
-
     row = tour.rows[0]
     alone = replace(
         row,
@@ -143,4 +147,4 @@ def test_a_family_without_incumbent_has_its_row(quick, tmp_path):
     lonely = replace(tour, rows=[alone])
     (line,) = (line for line in command.table(lonely).splitlines() if line.startswith(row.name))
     assert len(line[len(row.name) :].split()) == 4
-    assert "None" not in render(lonely)
+    assert "None" not in _tour_page.render(lonely)

@@ -93,9 +93,11 @@ def table(tour: Tour) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tour, print its table, and write its page where matplotlib is installed."""
     parser = argparse.ArgumentParser(prog="evidens tour", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few rows, few repeats (for tests)")
+    parser.add_argument("--quick", action="store_true", help="few repeats, one anomaly (for tests)")
     parser.add_argument("--output", type=Path, default=Path("evidens-tour.html"))
     arguments = parser.parse_args(argv)
+    if not arguments.output.parent.is_dir():
+        parser.error(f"--output: no folder {arguments.output.parent}")
 
     tour = run(QUICK if arguments.quick else Setting(), FAMILIES)
     print(table(tour))

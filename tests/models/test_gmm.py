@@ -91,13 +91,24 @@ def test_same_random_state_gives_scikit_learns_fit(covariance_type, init_params)
     # The start from single rows has variances of reg_covar; theirs carry rounding of 1e-10.
     params = {"covariance_type": covariance_type, "init_params": init_params, "reg_covar": 1e-2}
     for seed in (0, 7):
-        ours = GaussianMixture(4, random_state=seed, n_init=2, **params).fit(x)
-        theirs = Incumbent(4, random_state=seed, n_init=2, **params).fit(x)
+        ours = GaussianMixture(4, random_state=seed, **params).fit(x)
+        theirs = Incumbent(4, random_state=seed, **params).fit(x)
         assert_same(ours, theirs, 1e-8)
         assert ours.n_iter_ == theirs.n_iter_
         assert ours.converged_ == theirs.converged_
         for a, b in zip(ours.sample(50), theirs.sample(50)):
             np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_the_best_of_several_starts():
+    x = blobs(seed=1)
+    params = {"init_params": "random", "random_state": 0, "max_iter": 15}
+    one = GaussianMixture(4, **params).fit(x)
+    ours = GaussianMixture(4, n_init=6, **params).fit(x)
+    theirs = Incumbent(4, n_init=6, **params).fit(x)
+    assert ours.lower_bound_ == pytest.approx(theirs.lower_bound_, rel=1e-9)
+    assert ours.lower_bound_ > one.lower_bound_
+    assert ours.lower_bound_ == ours.lower_bounds_[-1]
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -200,8 +211,10 @@ def test_all_labels_give_the_moments_of_each_component():
         np.testing.assert_allclose(ours.covariances_[k], np.cov(x[truth == k].T, bias=True))
     # The likelihood of a labelled row is that of its component.
     terms = [np.log(w) for w in ours.weights_] + np.array(
-        [ours.from_parameters([1.0], [m], [c]).log_prob(x)
-         for m, c in zip(ours.means_, ours.covariances_)]
+        [
+            ours.from_parameters([1.0], [m], [c]).log_prob(x)
+            for m, c in zip(ours.means_, ours.covariances_)
+        ]
     ).T
     assert ours.lower_bound_ == pytest.approx(terms[np.arange(400), truth].mean(), rel=1e-9)
 

@@ -29,7 +29,7 @@ def matrices(model):
 
 
 def terms(model, row):
-    """log w_k + log N(observed part | k), by SciPy."""
+    """(K,) log w_k + log N(observed part | k), by SciPy."""
     seen = ~np.isnan(row)
     if not seen.any():
         return np.log(model.weights_)
@@ -113,8 +113,13 @@ def test_one_em_step_is_the_exact_one(covariance_type, weighted):
     weight = np.random.default_rng(1).integers(0, 3, len(x)).astype(float)
     weight = weight if weighted else np.ones(len(x))
     model = GaussianMixture(
-        3, covariance_type=covariance_type, reg_covar=0.1, random_state=0, max_iter=2,
-        warm_start=True, tol=0,
+        3,
+        covariance_type=covariance_type,
+        reg_covar=0.1,
+        random_state=0,
+        max_iter=2,
+        warm_start=True,
+        tol=0,
     ).fit(x)
     expected = one_step(model, x, weight)
     bound = np.sum(weight * [logsumexp(terms(model, row)) for row in x]) / weight.sum()
@@ -169,7 +174,9 @@ def test_conditional_mean_and_draws(fitted):
     spread += np.einsum("k,ki,kj->ij", rest.weights_, rest.means_ - mean, rest.means_ - mean)
     drawn = draws[:, np.isnan(row)]
     np.testing.assert_allclose(drawn.mean(0), mean, atol=5 * np.sqrt(spread.max() / 20_000))
-    np.testing.assert_allclose(np.cov(drawn.T).reshape(spread.shape), spread, atol=0.1 * spread.max())
+    np.testing.assert_allclose(
+        np.cov(drawn.T).reshape(spread.shape), spread, atol=0.1 * spread.max()
+    )
     again = model.impute(x, method="sample", random_state=1)
     np.testing.assert_array_equal(again, model.impute(x, method="sample", random_state=1))
     assert not np.array_equal(again, model.impute(x, method="sample", random_state=2))

@@ -90,7 +90,7 @@ def _fitted(model: Any) -> dict[str, Any]:
 
 def _pack(values: dict[str, Any], group: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """JSON for the values; arrays go to ``tensors`` and leave their kind behind."""
-    packed = {}
+    packed: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray) and value.dtype == object:
             packed[name] = {"strings": [str(s) for s in value]}

@@ -61,7 +61,8 @@ class Ranks:
         """Put every rank's generator into the state of rank 0's."""
         if self.size == 1:
             return
-        name, keys, position, has_gauss, gauss = random_state.get_state(legacy=True)
+        state: Any = random_state.get_state(legacy=True)
+        name, keys, position, has_gauss, gauss = state
         numbers = np.concatenate([keys.astype(np.float64), [position, has_gauss, gauss]])
         numbers = self.first(torch.from_numpy(numbers)).numpy()
         random_state.set_state(

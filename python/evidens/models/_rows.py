@@ -23,11 +23,12 @@ def chunks_of(X: Any) -> Callable[[], Iterable[Any]] | None:
         TypeError: X can be read once only.
     """
     if callable(X):
-        return X
+        return lambda: map(_unwrap, X())
     if hasattr(X, "shape") or hasattr(X, "__array__") or hasattr(X, "__dataframe__"):
         return None
     if isinstance(X, list | tuple):
-        return (lambda: X) if len(X) and getattr(X[0], "ndim", 0) == 2 else None
+        is_array = len(X) == 0 or getattr(X[0], "ndim", 0) != 2
+        return None if is_array else lambda: X
     if not hasattr(X, "__iter__") or isinstance(X, str | bytes | dict):
         return None
     if iter(X) is X:
@@ -36,7 +37,7 @@ def chunks_of(X: Any) -> Callable[[], Iterable[Any]] | None:
             "several times. Pass a list of 2-D arrays, an object whose iter() starts again, or a "
             "function that returns a new iterator; or call partial_fit with each chunk."
         )
-    return lambda: X
+    return lambda: map(_unwrap, X)
 
 
 class Rows:
@@ -84,13 +85,12 @@ class Rows:
             x = rows_of(self.model, X, reset=reset).detach()
             self.in_memory: Tensor | None = x
             self._chunks: Callable[[], Iterable[Any]] = lambda: (x,)
-            first = x
+            first: Any = x
         else:
             self.in_memory, self._chunks = None, chunks
             first = next(iter(chunks()), None)
             if first is None:
                 raise ValueError("X gives no chunk: expected at least one 2-D array")
-            first = _unwrap(first)
             self.is_tensor = isinstance(first, Tensor)
             first = rows_of(self.model, first, reset=reset)
         self.dtype, self.device = working_dtype(first.dtype), first.device
@@ -106,7 +106,7 @@ class Rows:
             yield self.in_memory
             return
         for chunk in self._chunks():
-            yield rows_of(self.model, _unwrap(chunk)).detach().to(self.device)
+            yield rows_of(self.model, chunk).detach().to(self.device)
 
     def _weights(self, sample_weight: Any) -> Tensor | None:
         if sample_weight is None:

@@ -22,22 +22,21 @@ from evidens.models._persistence import Persistent
 from evidens.models._ranks import Ranks
 from evidens.models._rows import Rows, chunks_of
 from evidens.models.gmm_init import initial_statistics
+from evidens.models.gmm_mixtures import GMMMixtures
 from evidens.models.gmm_parameters import (
     GMMParameters,
     check_means,
     check_precisions,
     check_weights,
-    cholesky_of_precisions,
     from_precisions,
 )
-from evidens.models.gmm_queries import GMMQueries
 from evidens.models.gmm_statistics import GMMStatistics, maximise
 
 # Step sizes of partial_fit fall with this power of the share of the new rows among all.
 FORGETTING = 0.7
 
 
-class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, BaseEstimator):
+class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, BaseEstimator):
     """Gaussian mixture, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same constructor, attributes and, from the
@@ -197,7 +196,7 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
             ConvergenceWarning: ``max_iter`` was reached, or a component collapsed.
             RuntimeWarning: Ctrl-C.
         """
-        self._validate_params()  # type: ignore[attr-defined]
+        self._validate_params()
         ranks = Ranks(process_group)
         rows = Rows(self, X, sample_weight, labels, n_components=self.n_components, ranks=ranks)
         self._check_size(rows)
@@ -205,6 +204,8 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
         given = self._given(rows.device, self.n_components, rows.n_features)
         rng = check_random_state(self.random_state)
         warm = self.warm_start and hasattr(self, "converged_")
+        if warm:
+            self._check_same_size(rows)
         progress = Progress(self.verbose, self.verbose_interval, self.max_iter)
         collapsed: set[int] = set()
 
@@ -287,7 +288,7 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
             >>> sorted(mixture.means_[:, 0].round().tolist())
             [0.0, 8.0]
         """
-        self._validate_params()  # type: ignore[attr-defined]
+        self._validate_params()
         first = not hasattr(self, "means_")
         rows = Rows(
             self,
@@ -305,6 +306,7 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
             parameters = self._start(rows, rng, given)
             self.n_samples_seen_, self.n_iter_, self.lower_bounds_ = 0.0, 0, []
         else:
+            self._check_same_size(rows)
             parameters = self._parameters(rows.device)
             rows.dtype = parameters.means.dtype
         stats = self._expect(rows, parameters)
@@ -324,66 +326,6 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
         self._warn(None, set(kept))
         return self
 
-    @classmethod
-    def from_parameters(
-        cls,
-        weights: Any,
-        means: Any,
-        covariances: Any = None,
-        *,
-        precisions: Any = None,
-        covariance_type: str = "full",
-        **params: Any,
-    ) -> GaussianMixture:
-        """A mixture with these parameters, as if it had been fitted.
-
-        Args:
-            weights: (K,), summing to 1.
-            means: (K, D).
-            covariances: (K, D, D), (D, D), (K, D) or (K,), by ``covariance_type``.
-            precisions: their inverses, in place of ``covariances``.
-            covariance_type: ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
-            **params: other parameters of the constructor; with ``warm_start=True`` `fit` starts
-                here.
-
-        Returns:
-            A mixture that scores, samples and goes on learning by `partial_fit`.  Its attributes
-            are tensors if ``means`` is one, else arrays; float32 if all were given in float32.
-
-        Raises:
-            ValueError: wrong shapes, weights that do not sum to 1, or matrices that are not
-                symmetric positive-definite.
-            TypeError: not just one of ``covariances`` and ``precisions``.
-        """
-        if (covariances is None) == (precisions is None):
-            raise TypeError("from_parameters: expected either covariances or precisions")
-        like = means if isinstance(means, Tensor) else torch.empty(0)
-        shape = tuple(like.shape) if isinstance(means, Tensor) else np.shape(means)
-        if len(shape) != 2:
-            raise ValueError(f"means: expected shape (K, D), got {shape}")
-        k, d = shape
-        model = cls(k, covariance_type=covariance_type, **params)
-        model._validate_params()  # type: ignore[attr-defined]
-        w, m = check_weights(weights, k), check_means(means, k, d)
-        if covariances is None:
-            p, c = from_precisions(
-                check_precisions(precisions, covariance_type, k, d), covariance_type
-            )
-        else:
-            c = check_precisions(covariances, covariance_type, k, d, "covariance")
-            p, _ = cholesky_of_precisions(c.double(), covariance_type)
-            p = p.to(c.dtype)
-        model.n_features_in_ = d
-        dtype = torch.promote_types(torch.promote_types(w.dtype, m.dtype), c.dtype)
-        model._set(
-            GMMParameters(covariance_type, w, m, p, c).to(like.device, dtype),
-            isinstance(means, Tensor),
-        )
-        model.converged_, model.n_iter_ = False, 0
-        model.lower_bound_, model.lower_bounds_ = -math.inf, []
-        model.n_samples_seen_ = 0.0
-        return model
-
     # --- parts -----------------------------------------------------------------------------------
 
     def _check_size(self, rows: Rows) -> None:
@@ -399,6 +341,15 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
                 "Expected n_samples >= n_components but got n_components = "
                 f"{self.n_components}, n_samples = {rows.total_used}"
                 + ("" if rows.total_used == n else " of positive weight")
+            )
+
+    def _check_same_size(self, rows: Rows) -> None:
+        """The parameters so far fit the rows and ``n_components``."""
+        expected = (self.n_components, rows.n_features)
+        if tuple(self.means_.shape) != expected:
+            raise ValueError(
+                f"the parameters so far have means_ of shape {tuple(self.means_.shape)}, but "
+                f"n_components and X ask for {expected}. Set warm_start=False or use a new model."
             )
 
     def _given(
@@ -482,32 +433,6 @@ class GaussianMixture(GMMQueries, Persistent, TransformerMixin, DensityMixin, Ba
         self, rows: Rows, stats: GMMStatistics, old: GMMParameters | None
     ) -> tuple[GMMParameters, list[int]]:
         return maximise(stats, old, reg_covar=self.reg_covar, dtype=rows.dtype, unit=rows.unit)
-
-    def _set(self, p: GMMParameters, as_tensors: bool) -> None:
-        """Make parameters the fitted attributes."""
-        tensors = (p.weights, p.means, p.covariances, p.precisions_cholesky)
-        self._set_parameters(
-            tensors if as_tensors else tuple(t.cpu().numpy() for t in tensors if t is not None)
-        )
-
-    def _set_parameters(self, params: tuple[Any, ...]) -> None:
-        """Attributes from weights, means, covariances and ``P``; a hook like `_initialize`."""
-        self.weights_, self.means_, self.covariances_, self.precisions_cholesky_ = params
-        p = self.precisions_cholesky_
-        matrices = self.covariance_type in ("full", "tied")
-        self.precisions_ = p @ p.swapaxes(-1, -2) if matrices else p * p
-
-    def _with(self, parameters: GMMParameters, dims: list[int]) -> GaussianMixture:
-        k = len(parameters.weights)
-        model = type(self)(k, covariance_type=self.covariance_type, random_state=self.random_state)
-        model._set(parameters, isinstance(self.means_, Tensor))
-        model.n_features_in_ = len(dims)
-        if hasattr(self, "feature_names_in_"):
-            model.feature_names_in_ = self.feature_names_in_[dims]
-        model.converged_, model.n_iter_ = False, 0
-        model.lower_bound_, model.lower_bounds_ = -math.inf, []
-        model.n_samples_seen_ = 0.0
-        return model
 
     def _warn(self, run: Run[Any] | None, collapsed: set[int]) -> None:
         if run is not None and run.interrupted:

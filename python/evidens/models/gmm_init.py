@@ -8,6 +8,7 @@ permuting all of them; the responsibilities of *all* rows are then formed block 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,14 +131,22 @@ def _sample(
     return x.cpu().numpy(), None if weight is None else weight.cpu().numpy(), whole
 
 
+def _scale(x: np.ndarray) -> np.floating:
+    """A power of two, 1 for ordinary data: k-means squares its input in the input's own dtype."""
+    exponent = np.frexp(np.abs(x).max())[1]
+    return x.dtype.type(np.ldexp(1.0, -exponent) if abs(exponent) > 40 else 1.0)
+
+
 def _kmeans(
     rows: Rows, k: int, random_state: np.random.RandomState, seeds: Tensor, seeded: Tensor
 ) -> tuple[Tensor, Responsibilities]:
     """Centres (K, D) and the responsibilities of hard assignment."""
     x, weight, whole = _sample(rows, k, random_state)
-    start: str | np.ndarray = "k-means++"
+    if (scale := _scale(x)) != 1:
+        x = x * scale
+    start: Any = "k-means++"
     if seeded.any():
-        start = seeds.cpu().numpy().astype(x.dtype)
+        start = (seeds.cpu().numpy() * scale).astype(x.dtype)
         free = ~seeded.cpu().numpy()
         if free.any():
             start[free], _ = kmeans_plusplus(
@@ -145,7 +154,8 @@ def _kmeans(
             )
     kmeans = KMeans(k, init=start, n_init=1, random_state=random_state)
     kmeans.fit(x, sample_weight=weight)
-    centres = rows.ranks.first(torch.from_numpy(kmeans.cluster_centers_)).to(rows.device)
+    centres = torch.from_numpy(kmeans.cluster_centers_ / scale)
+    centres = rows.ranks.first(centres).to(rows.device)
     if whole:
         # All rows of weight > 0, in order: this process has its own stretch of them.
         label = rows.ranks.first(torch.from_numpy(kmeans.labels_.astype(np.int64)))
@@ -202,8 +212,9 @@ def _pick(rows: Rows, k: int, init_params: str, random_state: np.random.RandomSt
     """(K, D): rows of the data, all different ones."""
     if init_params == "k-means++":
         x, weight, _ = _sample(rows, k, random_state)
-        picked, _ = kmeans_plusplus(x, k, sample_weight=weight, random_state=random_state)
-        return rows.ranks.first(torch.from_numpy(picked)).to(rows.device)
+        scaled = x * scale if (scale := _scale(x)) != 1 else x
+        _, index = kmeans_plusplus(scaled, k, sample_weight=weight, random_state=random_state)
+        return rows.ranks.first(torch.from_numpy(x[index])).to(rows.device)
     n = rows.total_used
     if n <= sample_size(k):
         index = random_state.choice(n, size=k, replace=False)

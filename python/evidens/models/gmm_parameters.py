@@ -134,6 +134,20 @@ def free_parameters(covariance_type: str, k: int, d: int) -> int:
     return of_covariances[covariance_type] + k * d + k - 1
 
 
+def _inverse_of_lower(lower: Tensor) -> Tensor:
+    """Inverse of lower triangular matrices (..., D, D): by halves, twice as fast as one solve."""
+    d = lower.shape[-1]
+    if d <= 32:
+        eye = torch.eye(d, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, eye, upper=False)
+    h = d // 2
+    inverse = torch.zeros_like(lower)
+    inverse[..., :h, :h] = top = _inverse_of_lower(lower[..., :h, :h])
+    inverse[..., h:, h:] = bottom = _inverse_of_lower(lower[..., h:, h:])
+    inverse[..., h:, :h] = -bottom @ (lower[..., h:, :h] @ top)
+    return inverse
+
+
 def cholesky_of_precisions(covariances: Tensor, covariance_type: str) -> tuple[Tensor, Tensor]:
     """``precisions_cholesky`` of covariances, and which of them are not positive definite.
 
@@ -147,7 +161,7 @@ def cholesky_of_precisions(covariances: Tensor, covariance_type: str) -> tuple[T
         failed = (info != 0).reshape(-1)
         eye = torch.eye(d, dtype=covariances.dtype, device=covariances.device)
         safe = torch.where(failed.reshape(info.shape)[..., None, None], eye, lower)
-        p = torch.linalg.solve_triangular(safe, eye, upper=False).mT.contiguous()
+        p = _inverse_of_lower(safe).mT.contiguous()
         return p, failed | ~p.isfinite().all(-1).all(-1).reshape(-1)
     failed = ~(covariances > 0) | covariances.isinf()
     p = torch.where(failed, 1.0, covariances).rsqrt()

@@ -200,8 +200,8 @@ class Op:
         if torch.compiler.is_compiling():
             # torch.compile of functorch's grad over any custom backward returns zeros (2.10-2.13).
             return self.reference(*args) if transformed else self._function.apply(*args)
-        if forward_ad._current_level >= 0:
-            return self.reference(*args)
+        if forward_ad._current_level >= 0 or override() == "reference":
+            return self.reference(*args)  # with every derivative that torch knows
         if transformed:
             return self._function.apply(*args)
         if torch.is_grad_enabled():
@@ -250,8 +250,8 @@ def _make_function(op: Op) -> Any:
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             raise RuntimeError(
-                f"evidens.{op.name}: second derivatives are not offered by the kernel; compute "
-                "them under evidens.backend('reference') with the formula in evidens.reference."
+                f"evidens.{op.name}: second derivatives are not offered by the kernel; call the op "
+                "under evidens.backend('reference') to have them."
             )
 
     class Forward(torch.autograd.Function):

@@ -1,0 +1,139 @@
+"""Every kernel compiles for sm_90 as its launcher calls it, on a machine without a GPU.
+
+The interpreter accepts what the compiler refuses, so the launchers are also run in a process where
+a launch compiles instead (this file as a program), and the compiled code is looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+DTYPES = ("float32", "float64")
+# (D, K): arguments of 1, odd sizes within one block of features, aligned ones over several.
+SIZES = ((1, 1), (17, 5), (128, 64))
+OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+SHARED_MEMORY = 227 * 1024  # of a thread block on sm_90
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> list[dict]:
+    """One record for each kernel, specialisation and case."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", __file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_gmm(compiled, covariance_type, dtype):
+    family = "_gmm_product" if covariance_type in ("full", "tied") else "_gmm_diagonal"
+    names = {f"{family}.{stage}_kernel" for stage in ("log_prob", "moments", "input_gradient")}
+    check(compiled, f"{covariance_type} {dtype}", names | {"_gmm_diagonal.responsibilities_kernel"})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_philox(compiled, dtype):
+    check(compiled, f"philox {dtype}", {"philox._uniform_kernel"})
+
+
+def check(compiled, case, names):
+    records = [record for record in compiled if record["case"] == case]
+    assert {record["kernel"] for record in records} == names
+    for record in records:
+        assert record["cubin"] > 0
+        assert record["shared"] <= SHARED_MEMORY, record
+        # Products are float32 throughout, and no sum depends on the order of arrival.
+        assert not record["tf32"], record
+        assert not record["atomics"], record
+
+
+def main() -> None:
+    import importlib
+
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+
+    gmm, philox = (importlib.import_module(f"evidens.kernels.{name}") for name in ("gmm", "philox"))
+    types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
+    case, done = "", {}
+
+    def source(kernel, arguments):
+        """What Triton's own launcher would compile for these arguments."""
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(kernel.params):
+            name, value = parameter.name, arguments[parameter.name]
+            if isinstance(value, torch.Tensor):
+                signature[name] = types[value.dtype]
+                aligned = value.data_ptr() % 16 == 0
+            elif parameter.is_constexpr or value is None:
+                signature[name], constants[name], aligned = "constexpr", value, False
+            elif value == 1 and not parameter.do_not_specialize:
+                signature[name], constants[name], aligned = "constexpr", value, False
+            else:
+                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                aligned = value % 16 == 0 and not parameter.do_not_specialize
+            if aligned:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        return ASTSource(kernel, signature, constants, attributes)
+
+    def compile_instead(kernel, *args, grid, warmup, **kwargs):
+        options = {
+            name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in kwargs
+        }
+        src = source(kernel, dict(zip(kernel.arg_names, args)) | kwargs)
+        key = (case, src.hash(), str(options))
+        if key in done:
+            return
+        built = triton.compile(src, target=GPUTarget("cuda", 90, 32), options=options)
+        ptx = built.asm["ptx"]
+        done[key] = {
+            "case": case,
+            "kernel": f"{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}",
+            "cubin": len(built.asm["cubin"]),
+            "shared": built.metadata.shared,
+            "tf32": "tf32" in ptx,
+            "atomics": re.search(r"\b(atom|red)\.", ptx) is not None,
+        }
+
+    JITFunction.run = compile_instead
+    for name in DTYPES:
+        dtype = getattr(torch, name)
+        for kind in COVARIANCE_TYPES:
+            case = f"{kind} {name}"
+            for d, k in SIZES:
+                shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[kind]
+                x, r = torch.ones(37, d, dtype=dtype), torch.ones(37, k, dtype=dtype)
+                means, p = torch.ones(k, d, dtype=dtype), torch.ones(shape, dtype=dtype)
+                mixture = (torch.ones(k, dtype=dtype), means, p, kind)
+                gmm.gmm_component_log_prob(x, *mixture)
+                gmm.gmm_log_prob(x, *mixture)
+                gmm.gmm_input_gradient(x, r, *mixture[1:])
+                gmm.gmm_statistics(x, *mixture)
+                labels = torch.zeros(37, dtype=torch.int64)
+                gmm.gmm_statistics(x, *mixture, x[:, 0].contiguous(), labels)
+        case = f"philox {name}"
+        for seed, step, offset in ((1, 1, 1), (2**60, 2**32 - 1, 2**40)):
+            philox.philox_uniform(seed, step, 5, 7, dtype, offset, device="cpu")
+    for record in done.values():
+        print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
