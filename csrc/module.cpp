@@ -105,18 +105,20 @@ void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t feature
   const GmmKernel &kernel = kernels->gmm[is_double];
   GmmPlan plan;
   kernel.plan(p, plan);
-  const double per_row = double(components) * double(features) * (covariance == kFull ? 0.5 * double(features) + 1 : 1);
-  const int64_t workers = workers_for(double(rows) * per_row, plan.slabs);
-  const int64_t helpers = workers_for(per_row * 64, plan.parts);
+  const double parameters =
+      double(components) * double(features) * (covariance == kFull ? 0.5 * double(features) + 1 : 1);
+  const int64_t workers = workers_for(double(rows) * parameters, plan.slabs);
+  const int64_t packers = workers_for(parameters / 8, plan.parts);
+  const int64_t adders = workers_for(parameters / 8 * double(plan.slabs), plan.parts);
   const Buffer shared = allocate(plan.shared_bytes), scratch = allocate(workers * plan.worker_bytes),
                slabs = allocate(plan.slabs * plan.slab_bytes);
-  run_blocks(pool, plan.parts, helpers, [&](int64_t k, int64_t) { kernel.prepare(k, p, plan, shared.get()); });
+  run_blocks(pool, plan.parts, packers, [&](int64_t k, int64_t) { kernel.prepare(k, p, plan, shared.get()); });
   run_blocks(pool, plan.slabs, workers, [&](int64_t slab, int64_t worker) {
     kernel.run(slab, p, plan, shared.get(), static_cast<char *>(scratch.get()) + worker * plan.worker_bytes,
                slabs.get());
   });
   if (plan.slab_bytes == 0) return;
-  run_blocks(pool, plan.parts, helpers, [&](int64_t k, int64_t) { kernel.finish(k, p, plan, slabs.get()); });
+  run_blocks(pool, plan.parts, adders, [&](int64_t k, int64_t) { kernel.finish(k, p, plan, slabs.get()); });
   kernel.combine(p, shared.get());
 }
 

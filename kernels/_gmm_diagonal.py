@@ -110,7 +110,7 @@ def responsibilities_kernel(
             log_prob += tl.sum(tl.where(own, terms, 0.0), axis=1)
             r = tl.where((labels >= 0)[:, None], tl.where(own, 1.0, 0.0), r)
         if WEIGHTS:
-            r = r * weights[:, None]
+            r = tl.where(weights[:, None] == 0.0, 0.0, r * weights[:, None])
         tl.store(pointers, r.to(dtype), mask=mask)
     log_prob = tl.where(row_in, log_prob, 0.0).to(tl.float64)
     if WEIGHTS:

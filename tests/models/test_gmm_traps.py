@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch, stop_at):
 
     monkeypatch.setattr(ops, "gmm_statistics", press)
     gm = GaussianMixture(3, random_state=0, tol=0, n_init=2)
-    with pytest.warns(RuntimeWarning, match=f"interrupted after {stop_at - 1} iterations"):
+    with pytest.warns(RuntimeWarning, match=f"interrupted.*iteration {stop_at - 1} of"):
         gm.fit(x)
     monkeypatch.undo()
     assert not gm.converged_
@@ -185,6 +185,27 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch, stop_at):
     same = fit(x, 3, tol=0, max_iter=stop_at - 1)
     np.testing.assert_array_equal(gm.means_, same.means_)
     assert np.isfinite(gm.log_prob(x)).all()
+
+
+def test_ctrl_c_in_a_later_start_keeps_the_earlier_one(monkeypatch):
+    from evidens.models import gmm
+
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    real, calls = gmm.initial_statistics, []
+
+    def press(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(gmm, "initial_statistics", press)
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        gm = GaussianMixture(3, random_state=0, n_init=5, max_iter=4, tol=0).fit(x)
+    np.testing.assert_array_equal(gm.means_, fit(x, 3, max_iter=4, tol=0).means_)
+    del calls[1:]
+    with pytest.raises(KeyboardInterrupt):  # in the first start there is nothing to keep
+        GaussianMixture(3).fit(x)
 
 
 def test_large_data_starts_from_a_sample(monkeypatch):

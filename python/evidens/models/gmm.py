@@ -218,11 +218,20 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
         best: Run[GMMParameters] | None = None
         for init in range(1 if warm else self.n_init):
             progress.begin(init)
+            try:
+                start = (
+                    self._parameters(rows.device, rows.dtype)
+                    if warm
+                    else self._start(rows, rng, given)
+                )
+            except KeyboardInterrupt:
+                if best is None:
+                    raise
+                best.interrupted, best.converged = True, False
+                break
             run = run_em(
                 step,
-                self._parameters(rows.device, rows.dtype)
-                if warm
-                else self._start(rows, rng, given),
+                start,
                 max_iter=self.max_iter,
                 tol=self.tol,
                 progress=progress,
@@ -231,7 +240,7 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
             if best is None or run.lower_bound > best.lower_bound or math.isinf(best.lower_bound):
                 best = run
             if run.interrupted:
-                best.converged = False
+                best.interrupted, best.converged = True, False
                 break
         assert best is not None
         self._set(best.parameters, rows.is_tensor)
@@ -240,7 +249,7 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
         self.lower_bound_ = best.lower_bound
         self.lower_bounds_ = best.lower_bounds
         self.n_samples_seen_ = rows.total_weight
-        self._warn(run, collapsed)
+        self._warn(best, collapsed)
         return self
 
     def fit_predict(self, X: Any, y: None = None, **fit_params: Any) -> Any:
@@ -437,9 +446,8 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
     def _warn(self, run: Run[Any] | None, collapsed: set[int]) -> None:
         if run is not None and run.interrupted:
             warnings.warn(
-                f"fit was interrupted after {run.n_iter} iterations of this start; the parameters "
-                "of the best complete step so far are kept and converged_ is False. "
-                "warm_start=True goes on from here.",
+                f"fit was interrupted; the best parameters so far, of iteration {run.n_iter} of "
+                "their start, are kept and converged_ is False. warm_start=True goes on from here.",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -118,8 +118,9 @@ def gmm_statistics(
         log_prob = torch.where(pinned, terms.gather(1, index)[:, 0], log_prob)
     log_prob = log_prob.double()
     if sample_weight is not None:
-        r = r * sample_weight[:, None]
-        log_prob = torch.where(sample_weight == 0, 0.0, log_prob * sample_weight)
+        absent = sample_weight == 0  # such a row may even be NaN
+        r = torch.where(absent[:, None], 0.0, r * sample_weight[:, None])
+        log_prob = torch.where(absent, 0.0, log_prob * sample_weight)
     return log_prob.sum(), *gmm_moments(x, r, means, covariance_type)
 
 
