@@ -94,6 +94,10 @@ def test_nan_rows(covariance_type, dtype, huge, problem):
     actual = gmm.gmm_statistics(p.x, *p.mixture)
     agree(actual, reference.gmm_statistics(p.x, *p.mixture), dtype)
     assert actual[0].isnan()
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0], dtype=dtype, device=p.x.device)
+    actual = gmm.gmm_statistics(p.x, *p.mixture, weights)
+    assert all(result.isfinite().all() for result in actual)
+    agree(actual, reference.gmm_statistics(p.x, *p.mixture, weights), dtype)
 
 
 @each_type

@@ -91,12 +91,15 @@ class GMMStatistics:
         )
 
     def assign(self, x: Tensor, responsibilities: Tensor) -> None:
-        """Add rows with given responsibilities (N, K); neither total nor likelihood change."""
-        centre = self.centre.to(x.dtype)
-        weight, first, second = ops.gmm_moments(x, responsibilities, centre, self.covariance_type)
-        part = GMMStatistics.zeros(self.covariance_type, centre)
-        part._add(part.log_likelihood, weight, first, second)
-        self.merge(part)
+        """Add rows with given responsibilities (N, K); neither total nor likelihood change.
+
+        In float64 whatever the rows are: at the start there are no parameters to fall back on
+        where the rounding of float32 products is larger than the smallest variance.
+        """
+        moments = ops.gmm_moments(
+            x.double(), responsibilities.double(), self.centre, self.covariance_type
+        )
+        self._add(torch.zeros_like(self.log_likelihood), *moments)
 
     def _add(self, log_likelihood: Tensor, weight: Tensor, first: Tensor, second: Tensor) -> None:
         self.log_likelihood = self.log_likelihood + log_likelihood
