@@ -20,7 +20,7 @@ template <class T> struct Gmm : GmmMoments<T> {
       Layout::posterior, Layout::slab_doubles;
   using typename Layout::Scratch;
   using typename Layout::Shared;
-  using GmmMoments<T>::add_finite_moments;
+  using GmmMoments<T>::add_moments;
 
   // y = P^T z for one tile of rows; consume(tile_column, accumulators of up to kOuterRows columns).
   template <class F> EVIDENS_INLINE void upper_product(const T *packed, int64_t D, const T *z, int64_t ldz,
@@ -226,10 +226,12 @@ template <class T> struct Gmm : GmmMoments<T> {
     for (int64_t n0 = slab * plan.slab_rows; n0 < end; n0 += block) {
       const int64_t rows = end - n0 < block ? end - n0 : block, padded = (rows + NT - 1) / NT * NT;
       transpose_in(static_cast<const T *>(p.x) + n0 * p.x_row, p.x_row, p.x_column, rows, D, block, w.x);
+      // Looked for once a block, which keeps the tests for infinities out of the inner loops.
+      const bool finite = all_finite(w.x, D, block, padded);
       if (!posterior(p)) {
         transpose_in(static_cast<const T *>(p.responsibilities) + n0 * K, K, 1, rows, K, block, w.r);
         if (p.task == kGmmMoments) {
-          add_finite_moments(p, s, w, block, padded, accumulators + 1);
+          add_moments(p, s, w, block, padded, finite, accumulators + 1);
         } else {
           GmmParams here = p;
           here.out = static_cast<T *>(p.out) + n0 * D;
@@ -238,6 +240,7 @@ template <class T> struct Gmm : GmmMoments<T> {
         continue;
       }
       terms(p, s, w, block, rows);
+      if (!finite) exclude_infinite_rows(p, w, block, rows);
       T *out = static_cast<T *>(p.out);
       if (p.task == kGmmComponentLogProb) {
         transpose_out(w.r, block, rows, K, out + n0 * K);
@@ -248,8 +251,27 @@ template <class T> struct Gmm : GmmMoments<T> {
         posteriors(p, w, n0, rows, padded, block);
         for (int64_t n = 0; n < rows; ++n)
           if (w.weight[n] != T(0)) accumulators[0] += double(w.weight[n]) * double(w.log_prob[n]);
-        add_finite_moments(p, s, w, block, padded, accumulators + 1);
+        add_moments(p, s, w, block, padded, finite, accumulators + 1);
       }
+    }
+  }
+  static bool all_finite(const T *x, int64_t D, int64_t block, int64_t rows) {
+    Vec<T> zero = {};
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t n = 0; n < rows; n += W) zero += load(x + d * block + n) * T(0);
+    return sum<T>(zero) == T(0);
+  }
+  // A row with an infinity and no NaN is impossible under every component, where 0 * inf made it NaN.
+  static void exclude_infinite_rows(const GmmParams &p, const Scratch &w, int64_t block, int64_t rows) {
+    for (int64_t n = 0; n < rows; ++n) {
+      T largest = 0, nan = 0;
+      for (int64_t d = 0; d < p.features; ++d) {
+        const T x = w.x[d * block + n], size = x < T(0) ? -x : x;
+        largest = size > largest ? size : largest;
+        nan = x != x ? T(1) : nan;
+      }
+      if (largest < T(__builtin_inf()) || nan != T(0)) continue;
+      for (int64_t k = 0; k < p.components; ++k) w.r[k * block + n] = T(-__builtin_inf());
     }
   }
   static void posteriors(const GmmParams &p, const Scratch &w, int64_t n0, int64_t rows, int64_t padded,
@@ -266,9 +288,11 @@ template <class T> struct Gmm : GmmMoments<T> {
     }
     log_sum_exp(p, w, block, padded, true);
     if (labels) {
-      // A pinned row belongs to its component even where that component finds it impossible.
-      for (int64_t n = 0; n < rows; ++n)
-        if (labels[n] >= 0) w.r[labels[n] * block + n] = w.weight[n];
+      // A pinned row belongs to its component even where that component finds it impossible or NaN.
+      for (int64_t n = 0; n < rows; ++n) {
+        if (labels[n] < 0) continue;
+        for (int64_t k = 0; k < p.components; ++k) w.r[k * block + n] = k == labels[n] ? w.weight[n] : T(0);
+      }
     }
   }
 };

@@ -42,7 +42,7 @@ template <class T> struct GmmLayout {
   struct Scratch {
     T *x, *r, *u, *v, *y;
     T *log_prob, *weight;  // (block,)
-    double *wide;          // (D, block), tied moments in double
+    double *wide;          // (2 D + 1, block), tied moments in double
   };
 
   static bool grouped(const GmmParams &p) { return p.covariance == kFull || p.covariance == kTied; }
@@ -84,7 +84,7 @@ template <class T> struct GmmLayout {
     s.log_prob = take(1);
     s.weight = take(1);
     s.wide = reinterpret_cast<double *>(at);
-    if (tied && moments(p)) at += align(2 * D * block * int64_t(sizeof(double)));
+    if (tied && moments(p)) at += align((2 * D + 1) * block * int64_t(sizeof(double)));
     return at - static_cast<char *>(base);
   }
   // Doubles of one slab: log-likelihood, then per component packed moments.

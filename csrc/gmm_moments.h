@@ -117,37 +117,31 @@ template <class T> struct GmmMoments : GmmLayout<T> {
         }
       });
     }
-    for (int64_t k = 0; k < K; ++k) {
-      Vec<T> total = {};
-      for (int64_t n = 0; n < rows; n += W) total += load(w.r + k * block + n);
-      slab[k * stride] += double(sum<T>(total));
-    }
+    for (int64_t k = 0; k < K; ++k) slab[k * stride] += sum_in_double<T>(w.r + k * block, rows);
   }
   // sum_n (sum_k r_nk) (x - c)(x - c)^T in double; the finish moves it to the components' means.
   static void tied_scatter(const GmmParams &p, const Scratch &w, int64_t block, int64_t rows, const T *centre,
                            double *packed) {
     const int64_t D = p.features, padded = (rows + NT - 1) / NT * NT;
-    double *u = w.wide, *v = w.wide + D * block;
-    T *total = w.log_prob;  // already written out
-    for (int64_t n = 0; n < padded; n += W) {
-      Vec<T> t = {};
-      for (int64_t k = 0; k < p.components; ++k) t += load(w.r + k * block + n);
-      store(total + n, t);
-    }
+    double *u = w.wide, *v = u + D * block, *total = v + D * block;
+    // In double, as the weights are: only then do the distances between the means cancel.
+    for (int64_t n = 0; n < padded; ++n) total[n] = 0;
+    for (int64_t k = 0; k < p.components; ++k)
+      for (int64_t n = 0; n < padded; ++n) total[n] += double(w.r[k * block + n]);
     for (int64_t d = 0; d < D; ++d) {
       const double c = double(centre[d]);
       for (int64_t n = 0; n < padded; ++n) {
-        const double z = total[n] == T(0) ? 0. : double(w.x[d * block + n]) - c;
+        const double z = total[n] == 0. ? 0. : double(w.x[d * block + n]) - c;
         u[d * block + n] = z;
-        v[d * block + n] = double(total[n]) * z;
+        v[d * block + n] = total[n] * z;
       }
     }
     add_gram<double>(D, padded, u, v, block, packed);
   }
 
   template <bool Finite>
-  static void add_moments(const GmmParams &p, const Shared &s, const Scratch &w, int64_t block, int64_t rows,
-                          double *slab) {
+  static void add_block(const GmmParams &p, const Shared &s, const Scratch &w, int64_t block, int64_t rows,
+                        double *slab) {
     const int64_t D = p.features, K = p.components;
     const T *means = static_cast<const T *>(p.means);
     if (p.covariance == kFull) {
@@ -169,16 +163,13 @@ template <class T> struct GmmMoments : GmmLayout<T> {
     }
   }
 
-  // A row without responsibility must not enter even where it is infinite; looking for infinities
-  // once a block keeps the test for it out of the inner loops.
-  static void add_finite_moments(const GmmParams &p, const Shared &s, const Scratch &w, int64_t block, int64_t rows,
-                                 double *slab) {
-    Vec<T> zero = {};
-    for (int64_t d = 0; d < p.features; ++d)
-      for (int64_t n = 0; n < rows; n += W) zero += load(w.x + d * block + n) * T(0);
-    if (sum<T>(zero) == T(0)) add_moments<true>(p, s, w, block, rows, slab);
-    else add_moments<false>(p, s, w, block, rows, slab);
+  // A row without responsibility must not enter even where it is infinite.
+  static void add_moments(const GmmParams &p, const Shared &s, const Scratch &w, int64_t block, int64_t rows,
+                          bool finite, double *slab) {
+    if (finite) add_block<true>(p, s, w, block, rows, slab);
+    else add_block<false>(p, s, w, block, rows, slab);
   }
+
   // --- finish: sum the slabs in order for component k ----------------------------------------------
 
   static void finish(int64_t k, const GmmParams &p, const GmmPlan &plan, void *slabs) {

@@ -123,6 +123,15 @@ template <class T> EVIDENS_INLINE T sum(Vec<T> v) {
   return s;
 }
 
+template <class T> EVIDENS_INLINE double sum_in_double(const T *p, int64_t n) {  // n: multiple of the width
+  typedef T Part __attribute__((vector_size(width<double> * sizeof(T)), aligned(alignof(T)), may_alias));
+  Vec<double> total = {};
+  for (int64_t i = 0; i < n; i += width<double>) {
+    total += __builtin_convertvector(*reinterpret_cast<const Part *>(p + i), Vec<double>);
+  }
+  return sum<double>(total);
+}
+
 // --- mathematics ---------------------------------------------------------------------------------
 // ULP bounds are stated in docs/design.md and tested at every level over the whole range,
 // including subnormals, zeros, infinities and NaN.

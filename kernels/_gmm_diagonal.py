@@ -216,5 +216,6 @@ def input_gradient_kernel(
         mean = tl.load(means_ptr + k64 * d + js, mask=j_in, other=0.0)
         scale = tl.load(scales_ptr + k64 * stride_sk + js * stride_sd, mask=j_in, other=0.0)
         y = (x - mean[None, :]) * scale[None, :]
-        gradient -= r[:, None] * y * scale[None, :]
+        absent = (r == 0.0)[:, None]  # such a row may be infinite
+        gradient -= tl.where(absent, 0.0, r[:, None] * y * scale[None, :])
     tl.store(out_ptr + rows[:, None] * d + js[None, :], gradient, mask=inside)

@@ -21,6 +21,13 @@ def _add_whitened(y, x, means_ptr, factor_ptr, cols, js, e):
     return tl.dot(x - mean[None, :], factor, y, input_precision="ieee")
 
 
+@triton.jit
+def _oddities(x):
+    """How many infinities and NaN each row of a tile has."""
+    infinite = tl.sum((tl.abs(x) == float("inf")).to(tl.int32), axis=1)
+    return infinite, tl.sum((x != x).to(tl.int32), axis=1)
+
+
 @triton.jit(do_not_specialize=["n"])
 def log_prob_kernel(
     x_ptr,  # (N, D), any strides
@@ -53,6 +60,14 @@ def log_prob_kernel(
     x = tl.load(
         x_at + lanes[None, :] * stride_xd, mask=row_in[:, None] & (lanes < d)[None, :], other=0.0
     )
+    infinite, undefined = _oddities(x)
+    if not ONE_BLOCK:
+        for i0 in range(BLOCK_D, d, BLOCK_D):
+            cols = i0 + lanes
+            mask = row_in[:, None] & (cols < d)[None, :]
+            more = _oddities(tl.load(x_at + cols[None, :] * stride_xd, mask=mask, other=0.0))
+            infinite, undefined = infinite + more[0], undefined + more[1]
+    impossible = (infinite > 0) & (undefined == 0)
     peak = tl.full([BLOCK_N], float("-inf"), dtype)
     mass = tl.zeros([BLOCK_N], dtype)
     for component in range(k):
@@ -78,7 +93,9 @@ def log_prob_kernel(
                     y = _add_whitened(y, x_block, mean_ptr, factor_ptr, cols, js, e)
                 y = tl.where((js < d)[None, :], y, 0.0)
                 square += tl.sum(y * y, axis=1)
+        # A row infinitely far away is impossible, where its products with zeros are NaN.
         terms = tl.load(constants_ptr + component) - 0.5 * square
+        terms = tl.where(impossible, float("-inf"), terms)
         if TERMS:
             tl.store(terms_ptr + rows * stride_tn + k64 * stride_tk, terms, mask=row_in)
         if TOTAL:
@@ -203,7 +220,8 @@ def input_gradient_kernel(
                 k64 = tl.cast(component, tl.int64)
                 r = tl.load(r_ptr + rows * stride_rn + k64 * stride_rk, mask=row_in, other=0.0)
                 mean = tl.load(means_ptr + k64 * e + cols)
-                weighted += r[:, None] * (x - mean[None, :])
+                absent = (r == 0.0)[:, None]  # such a row may be infinite
+                weighted += tl.where(absent, 0.0, r[:, None] * (x - mean[None, :]))
             precision_rows = precisions_ptr + (tl.cast(matrix, tl.int64) * e + cols[:, None]) * e
             precision = tl.load(precision_rows + js[None, :])
             gradient = tl.dot(weighted, precision, gradient, input_precision="ieee")

@@ -144,7 +144,7 @@ def moment_bounds(case: Mixture, eps: float, r: Tensor, relative: Tensor | float
     weighed = r != 0
     n, d = case.x.shape
     residual = torch.where(weighed[:, :, None], residual, 0.0)
-    # Rounding of the sums, of sqrt(r) twice and of the residual; a product may underflow.
+    # Rounding of the sums, of sqrt(r) twice and of the residual; every product may underflow.
     r = r * (relative + eps * (min(n, ROUNDINGS) + 8)) + torch.finfo(case.x.dtype).tiny
     first = torch.einsum("nk,nkd->kd", r, residual)
     if case.covariance_type == "full":
@@ -161,7 +161,8 @@ def moment_bounds(case: Mixture, eps: float, r: Tensor, relative: Tensor | float
     else:
         second = torch.einsum("nk,nkd->kd", r, residual.square())
         second = second if case.covariance_type == "diag" else second.sum(-1) * (1 + d * eps) / d
-    return r.sum(0), first, second
+    lost = n * torch.finfo(case.x.dtype).tiny
+    return r.sum(0), first + lost, second + lost
 
 
 def statistics_bounds(case: Mixture, eps: float, weight: Tensor | None = None, labels=None):

@@ -181,6 +181,7 @@ def test_every_level_agrees_with_the_reference(level):
     sys.path.insert(0, {tests!r})
     import torch, evidens
     from ops.gmm_cases import DTYPES, OPS, TYPES, check, mixture
+    torch.set_num_threads(1)  # many small calls: the threads are tested above
     assert evidens.info()["isa"]["chosen"] == {level!r}
     sizes = [(n, d, k) for n in (1, 9, 33, 65) for d, k in ((1, 1), (7, 3), (13, 5), (24, 2))]
     for n, d, k in [*sizes, (1500, 12, 5), (400, 65, 3)]:

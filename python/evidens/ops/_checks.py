@@ -11,14 +11,17 @@ from torch import Tensor
 Argument = tuple[str, Tensor, str]
 
 
-def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """float16 and bfloat16 become float32 (this is also the autocast rule of every op)."""
-    for t in tensors:
-        if t.dtype is not torch.float32 and t.dtype is not torch.float64:
-            return tuple(
-                t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors
+def widen(op: str, *tensors: tuple[str, Tensor]) -> tuple[Tensor, ...]:
+    """The tensors; float16 and bfloat16 become float32 (also the autocast rule of every op)."""
+    for name, t in tensors:
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"evidens.{op}: {name} must be a torch.Tensor, got {type(t).__name__}. "
+                f"Convert with torch.as_tensor({name})."
             )
-    return tensors
+    return tuple(
+        [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for _, t in tensors]
+    )
 
 
 def floating(op: str, name: str, t: Tensor) -> None:
@@ -39,8 +42,8 @@ def arguments(
         if t.shape != tuple([sizes[c] for c in letters]):
             want = tuple(sizes[c] for c in letters)
             raise ValueError(
-                f"evidens.{op}: {name} must have shape ({', '.join(letters)}) = {want} for {what()}, "
-                f"got {tuple(t.shape)}"
+                f"evidens.{op}: {name} must have shape ({', '.join(letters)}) = {want} for "
+                f"{what()}, got {tuple(t.shape)}"
             )
         if t.dtype is not dtype or t.device != device:
             raise TypeError(

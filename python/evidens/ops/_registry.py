@@ -125,7 +125,7 @@ class Op:
     ) -> None:
         self.name = schema[: schema.index("(")]
         self.stem = stem
-        self.reference = reference
+        self.reference = reference = _without_autocast(reference)
         self.backward = backward
         self.rows = rows
         self.implementations = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": None}
@@ -195,6 +195,8 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         if self._function is None:
+            if forward_ad._current_level >= 0:
+                self._refuse_tangents(args)
             return self.inner(*args)
         transformed = _C._are_functorch_transforms_active()
         if torch.compiler.is_compiling():
@@ -210,18 +212,33 @@ class Op:
                     return self._apply(*args)
         return self.inner(*args)
 
+    def _refuse_tangents(self, args: tuple[Any, ...]) -> None:
+        for a in args:
+            if isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None:
+                raise RuntimeError(
+                    f"evidens.{self.name} offers no gradient, but an argument carries a tangent; "
+                    f"use the formula in evidens.reference.{self.stem}."
+                )
+
     def _vmap(self, call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> Any:
         """Fold a batch of rows into the rows; map any other batched argument by a loop."""
         batch = info.batch_size
         args = tuple(a if d is None else a.movedim(d, 0) for a, d in zip(args, in_dims))
         if self.rows and all(d is None or i in self.rows for i, d in enumerate(in_dims)):
+            first = self.rows[0]
+            n = args[first].shape[0 if in_dims[first] is None else 1]
             args = tuple(
                 a
                 if i not in self.rows or a is None
                 else (a if d is not None else a.expand(batch, *a.shape)).flatten(0, 1)
                 for i, (a, d) in enumerate(zip(args, in_dims))
             )
-            return call(*args).unflatten(0, (batch, -1)), 0
+            result = call(*args)
+            return result.reshape(batch, n, *result.shape[1:]), 0
+        if batch == 0:
+            raise ValueError(
+                f"evidens.{self.name}: vmap over an empty batch of parameters has no result shape"
+            )
         results = [
             call(*(a if d is None else a[b] for a, d in zip(args, in_dims))) for b in range(batch)
         ]
@@ -230,52 +247,78 @@ class Op:
         return torch.stack(results), 0
 
 
+def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The formula in the dtype of its arguments, as the kernels compute."""
+
+    @functools.wraps(reference)
+    def call(*args: Any) -> Any:
+        device = args[0].device.type if isinstance(args[0], Tensor) else args[-1].type
+        if not torch.is_autocast_enabled(device):
+            return reference(*args)
+        with torch.autocast(device_type=device, enabled=False):
+            return reference(*args)
+
+    return call
+
+
 def _make_function(op: Op) -> Any:
     """The autograd.Function of an op: saves its inputs, recomputes the rest."""
+    # torch.compile takes in functions, but no `Op`, from around a traced function.
+    inner, op_backward, name = op.inner, op.backward, op.name
 
-    def gradient(ctx: Any, needs: tuple[bool, ...], grads: Any, args: tuple[Any, ...]) -> Any:
-        assert op.backward is not None
-        with backend(ctx) if ctx else contextlib.nullcontext():
-            return op.backward(needs, grads, *args)
+    def gradient(requested: Any, needs: tuple[bool, ...], grads: Any, args: tuple[Any, ...]) -> Any:
+        assert op_backward is not None
+        with backend(requested) if requested else contextlib.nullcontext():
+            return op_backward(needs, grads, *args)
 
     class Backward(torch.autograd.Function):
         @staticmethod
-        def forward(name: Any, needs: Any, grads: Any, *args: Any) -> Any:
-            return gradient(name, needs, (grads,), args)
+        def forward(requested: Any, needs: Any, grad: Any, *args: Any) -> Any:
+            return gradient(requested, needs, (grad,), args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             pass
 
         @staticmethod
+        def vmap(info: Any, in_dims: Any, requested: Any, needs: Any, *args: Any) -> Any:
+            results = []
+            for b in range(info.batch_size):
+                here = (a if d is None else a.select(d, b) for a, d in zip(args, in_dims[2:]))
+                results.append(Backward.apply(requested, needs, *here))
+            stacked = tuple(None if r[0] is None else torch.stack(r) for r in zip(*results))
+            return stacked, tuple(None if r is None else 0 for r in stacked)
+
+        @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             raise RuntimeError(
-                f"evidens.{op.name}: second derivatives are not offered by the kernel; call the op "
+                f"evidens.{name}: second derivatives are not offered by the kernel; call the op "
                 "under evidens.backend('reference') to have them."
             )
 
+    # It also counts the parameters of forward to see whether there is a ctx: `*args` will not do.
+    names = ", ".join(a.name for a in inner._schema.arguments)
+
     class Forward(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return op.inner(*args)
+        forward = staticmethod(eval(f"lambda {names}: inner({names})", {"inner": inner}))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
-            ctx.other = tuple(None if isinstance(a, Tensor) else (a,) for a in inputs)
-            ctx.name = None if torch.compiler.is_compiling() else _override.get()
+            ctx.other = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+            ctx.backend = None if torch.compiler.is_compiling() else _override.get()
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
             tensors = iter(ctx.saved_tensors)
             args = tuple(next(tensors) if o is None else o[0] for o in ctx.other)
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                return Backward.apply(ctx.name, ctx.needs_input_grad, grad, *args)
-            return gradient(ctx.name, ctx.needs_input_grad, (grad,), args)
+                return Backward.apply(ctx.backend, ctx.needs_input_grad, grad, *args)
+            return gradient(ctx.backend, ctx.needs_input_grad, (grad,), args)
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
             return op._vmap(op, info, in_dims, *args)
 
-    Forward.__name__ = f"{op.name}_function"
+    Forward.__name__ = f"{name}_function"
     return Forward

@@ -164,6 +164,23 @@ def _cpu_input_gradient(
     return out
 
 
+def _labels_in_range(function: Any) -> Any:
+    """Refuses labels outside -1 .. K-1, where their values are known: inside the op."""
+
+    def call(*args: Any) -> Any:
+        labels, k = args[-1], args[2].shape[0]
+        if labels is not None and labels.numel():
+            low, high = (int(v) for v in labels.aminmax())
+            if low < -1 or high >= k:
+                raise ValueError(
+                    f"evidens.gmm_statistics: labels must lie in -1 (free) .. K-1 = {k - 1}, "
+                    f"got values from {low} to {high}"
+                )
+        return function(*args)
+
+    return call
+
+
 def _triton(name: str) -> Any:
     def call(*args: Any) -> Any:
         from evidens.kernels import gmm as kernels
@@ -270,12 +287,14 @@ _PARAMETERS = (
 _GIVEN = "Tensor x, Tensor responsibilities, Tensor means"
 
 
-def _op(name: str, arguments: str, returns: str, **more: Any) -> _registry.Op:
+def _op(name: str, arguments: str, returns: str, cpu: Any, **more: Any) -> _registry.Op:
+    guard = _labels_in_range if name == "gmm_statistics" else lambda function: function
     return _registry.Op(
         "gmm",
         f"{name}({arguments}) -> {returns}",
-        reference=_by_name(getattr(reference, name)),
-        triton=_triton(name),
+        cpu=guard(cpu),
+        reference=guard(_by_name(getattr(reference, name))),
+        triton=guard(_triton(name)),
         **more,
     )
 
@@ -405,7 +424,9 @@ def _parametric(
     covariance_type: str,
 ) -> Tensor:
     code = _code(name, covariance_type)
-    x, log_weights, means, p = checks.widen(x, log_weights, means, p)
+    x, log_weights, means, p = checks.widen(
+        name, ("x", x), ("log_weights", log_weights), ("means", means), ("precisions_cholesky", p)
+    )
     _check(
         name,
         code,
@@ -461,34 +482,40 @@ def gmm_statistics(
     """
     name = "gmm_statistics"
     code = _code(name, covariance_type)
-    x, log_weights, means, p = checks.widen(x, log_weights, means, precisions_cholesky)
+    x, log_weights, means, p = checks.widen(
+        name,
+        ("x", x),
+        ("log_weights", log_weights),
+        ("means", means),
+        ("precisions_cholesky", precisions_cholesky),
+    )
     others = [
         ("log_weights", log_weights, "K"),
         ("precisions_cholesky", p, _PRECISION_LETTERS[code]),
     ]
     if sample_weight is not None:
-        (sample_weight,) = checks.widen(sample_weight)
+        (sample_weight,) = checks.widen(name, ("sample_weight", sample_weight))
         others.append(("sample_weight", sample_weight, "N"))
     _check(name, code, x, means, *others)
     if labels is not None:
-        _check_labels(name, labels, x, means.shape[0])
+        _check_labels(name, labels, x)
     checks.no_gradient(name, x, log_weights, means, p, sample_weight, instead="gmm_log_prob")
     return _statistics(x, log_weights, means, p, code, sample_weight, labels)
 
 
-def _check_labels(op: str, labels: Tensor, x: Tensor, k: int) -> None:
-    if labels.shape != x.shape[:1] or labels.dtype is not torch.int64 or labels.device != x.device:
-        raise ValueError(
-            f"evidens.{op}: labels must be int64 of shape (N,) = ({x.shape[0]},) on {x.device}, "
-            f"got {labels.dtype} {tuple(labels.shape)} on {labels.device}"
+def _check_labels(op: str, labels: Tensor, x: Tensor) -> None:
+    if not isinstance(labels, Tensor) or (
+        labels.shape != x.shape[:1] or labels.dtype is not torch.int64 or labels.device != x.device
+    ):
+        got = (
+            f"{labels.dtype} {tuple(labels.shape)} on {labels.device}"
+            if isinstance(labels, Tensor)
+            else type(labels).__name__
         )
-    if not torch.compiler.is_compiling() and labels.numel():
-        low, high = (int(v) for v in labels.aminmax())
-        if low < -1 or high >= k:
-            raise ValueError(
-                f"evidens.{op}: labels must lie in -1 (free) .. K-1 = {k - 1}, "
-                f"got values from {low} to {high}"
-            )
+        raise ValueError(
+            f"evidens.{op}: labels must be an int64 tensor of shape (N,) = ({x.shape[0]},) on "
+            f"{x.device}, got {got}"
+        )
 
 
 def gmm_moments(
@@ -520,7 +547,9 @@ def gmm_moments(
     """
     name = "gmm_moments"
     code = _code(name, covariance_type)
-    x, responsibilities, means = checks.widen(x, responsibilities, means)
+    x, responsibilities, means = checks.widen(
+        name, ("x", x), ("responsibilities", responsibilities), ("means", means)
+    )
     _check(name, code, x, means, ("responsibilities", responsibilities, "NK"))
     checks.no_gradient(name, x, responsibilities, means, instead="gmm_component_log_prob")
     return _moments(x, responsibilities, means, code)
@@ -556,7 +585,13 @@ def gmm_input_gradient(
     """
     name = "gmm_input_gradient"
     code = _code(name, covariance_type)
-    x, responsibilities, means, p = checks.widen(x, responsibilities, means, precisions_cholesky)
+    x, responsibilities, means, p = checks.widen(
+        name,
+        ("x", x),
+        ("responsibilities", responsibilities),
+        ("means", means),
+        ("precisions_cholesky", precisions_cholesky),
+    )
     _check(
         name,
         code,

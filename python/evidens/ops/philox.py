@@ -106,5 +106,10 @@ def philox_uniform(
             raise ValueError(
                 f"evidens.philox_uniform: {name} must be a non-negative integer, got {value}"
             )
+    if row_offset + rows > 1 << 63:
+        raise ValueError(
+            "evidens.philox_uniform: row_offset + rows must be at most 2^63, "
+            f"got {row_offset} + {rows}"
+        )
     signed = ((seed + (1 << 63)) & 0xFFFFFFFFFFFFFFFF) - (1 << 63)
     return _uniform(signed, step, rows, columns, dtype, row_offset, torch.device(device))

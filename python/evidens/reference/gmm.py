@@ -45,10 +45,12 @@ def gmm_component_log_prob(
     x: Tensor, log_weights: Tensor, means: Tensor, precisions_cholesky: Tensor, covariance_type: str
 ) -> Tensor:
     """``log w_k + log N(x_n | mean_k, cov_k)``, shape (N, K)."""
+    # A row infinitely far away is impossible; its products with zeros would be NaN.
+    impossible = (x.isinf().any(1) & ~x.isnan().any(1))[:, None]
+    x = torch.where(impossible, 0.0, x)
     y, log_det = _whitened(x, means, precisions_cholesky, covariance_type)
-    return (
-        log_weights - 0.5 * x.shape[1] * math.log(2 * math.pi) + log_det - 0.5 * (y * y).sum(-1)
-    )
+    constant = log_weights - 0.5 * x.shape[1] * math.log(2 * math.pi) + log_det
+    return torch.where(impossible, -math.inf, constant - 0.5 * (y * y).sum(-1))
 
 
 def gmm_log_prob(
@@ -56,7 +58,10 @@ def gmm_log_prob(
 ) -> Tensor:
     """``log sum_k w_k N(x_n | mean_k, cov_k)``, shape (N,); -inf where every term is."""
     terms = gmm_component_log_prob(x, log_weights, means, precisions_cholesky, covariance_type)
-    return torch.logsumexp(terms, dim=1)
+    # Where every term is -inf, logsumexp has a NaN gradient; here it is zero.
+    impossible = torch.isneginf(terms).all(1)
+    total = torch.logsumexp(torch.where(impossible[:, None], 0.0, terms), dim=1)
+    return torch.where(impossible, -math.inf, total)
 
 
 def gmm_moments(
@@ -136,12 +141,14 @@ def gmm_input_gradient(
     It is the gradient of ``gmm_component_log_prob`` in ``x`` for the cotangent ``r``, and that of
     ``gmm_log_prob`` where ``r`` is the cotangent times the posteriors.
     """
+    r = responsibilities
+    x = torch.where((r == 0).all(1, keepdim=True), 0.0, x)  # may be infinite
     y, _ = _whitened(x, means, precisions_cholesky, covariance_type)
     p = precisions_cholesky
     if covariance_type == "full":
-        return -torch.einsum("nk,nkj,kij->ni", responsibilities, y, p.triu())
+        return -torch.einsum("nk,nkj,kij->ni", r, y, p.triu())
     if covariance_type == "tied":
-        return -torch.einsum("nk,nkj->nj", responsibilities, y) @ p.triu().T
+        return -torch.einsum("nk,nkj->nj", r, y) @ p.triu().T
     if covariance_type == "diag":
-        return -torch.einsum("nk,nkj,kj->nj", responsibilities, y, p)
-    return -torch.einsum("nk,nkj,k->nj", responsibilities, y, p)
+        return -torch.einsum("nk,nkj,kj->nj", r, y, p)
+    return -torch.einsum("nk,nkj,k->nj", r, y, p)
