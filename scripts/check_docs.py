@@ -1,7 +1,7 @@
 """Check the documentation: links and named files exist, Python snippets run.
 
-Blocks fenced as ``python`` in README.md, docs/*.md and docs/ops/*.md run, all blocks of a file in
-one process and an empty folder.  A block that starts with ``>>>`` runs as a doctest.
+Blocks fenced as ``python`` in README.md and below docs/ run, all blocks of a file in one process
+and an empty folder.  A block that starts with ``>>>`` runs as a doctest.
 
 Usage: python scripts/check_docs.py [--links-only]
 """
@@ -92,7 +92,12 @@ def main() -> int:
     problems = [problem for page in sorted(pages) for problem in check_links(page)]
     if "--links-only" not in sys.argv[1:]:
         docs = ROOT / "docs"
-        for page in [ROOT / "README.md", *docs.glob("*.md"), *sorted(docs.glob("ops/*.md"))]:
+        for page in [
+            ROOT / "README.md",
+            *docs.glob("*.md"),
+            *docs.glob("ops/*.md"),
+            *docs.glob("models/*.md"),
+        ]:
             problems += check_snippets(page)
     print(f"checked {len(pages)} pages")
     for problem in problems:

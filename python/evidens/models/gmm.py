@@ -52,7 +52,7 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
         max_iter: most EM steps; 0 keeps the start.
         n_init: starts; the best one is kept.
         init_params: ``"kmeans"``, ``"k-means++"``, ``"random"`` or ``"random_from_data"``.  Beyond
-            ``max(20000, 256 K)`` rows the first two look at a random sample of that many.
+            ``max(131072, 1024 K)`` rows the first two look at a random sample of that many.
         weights_init: (K,) start in place of that of ``init_params``.
         means_init: (K, D), likewise.
         precisions_init: inverse covariances in the shape of ``covariance_type``, likewise.

@@ -20,8 +20,8 @@ from evidens import ops
 from evidens.models._rows import Rows
 from evidens.models.gmm_statistics import GMMStatistics
 
-WHOLE = 20_000
-PER_COMPONENT = 256
+WHOLE = 131_072
+PER_COMPONENT = 1024
 
 # (rows, number of the first of them) -> responsibilities
 Responsibilities = Callable[[Tensor, int], Tensor]

@@ -11,17 +11,21 @@ from torch import Tensor
 Argument = tuple[str, Tensor, str]
 
 
-def widen(op: str, *tensors: tuple[str, Tensor]) -> tuple[Tensor, ...]:
+def widen(op: str, *tensors: tuple[str, Tensor]) -> list[Tensor]:
     """The tensors; float16 and bfloat16 become float32 (also the autocast rule of every op)."""
+    half = False
     for name, t in tensors:
         if not isinstance(t, Tensor):
             raise TypeError(
                 f"evidens.{op}: {name} must be a torch.Tensor, got {type(t).__name__}. "
                 f"Convert with torch.as_tensor({name})."
             )
-    return tuple(
-        [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for _, t in tensors]
-    )
+        dtype = t.dtype
+        half = half or dtype is torch.bfloat16 or dtype is torch.float16
+    if half:
+        halves = (torch.float16, torch.bfloat16)
+        return [t.float() if t.dtype in halves else t for _, t in tensors]
+    return [t for _, t in tensors]
 
 
 def floating(op: str, name: str, t: Tensor) -> None:

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from evidens._errors import BackendError
 
@@ -40,6 +41,7 @@ OPS: dict[str, Op] = {}
 _library = torch.library.Library("evidens", "DEF")
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("evidens", default=None)
 _C = torch._C
+_is_compiling = torch.compiler.is_compiling
 
 
 @contextlib.contextmanager
@@ -127,6 +129,7 @@ class Op:
         self.stem = stem
         self.reference = reference = _without_autocast(reference)
         self.backward = backward
+        self.fake = fake
         self.rows = rows
         self.implementations = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": None}
         self._warned = False
@@ -137,8 +140,11 @@ class Op:
         torch.library.register_vmap(
             f"evidens::{self.name}", functools.partial(self._vmap, self.inner), lib=_library
         )
-        self._function = None if backward is None else _make_function(self)
-        if self._function is not None:
+        arguments = self.inner._schema.arguments
+        self.tensors = sum("Tensor" in str(a.type) for a in arguments)  # they come first
+        self._function = self._traced = None
+        if backward is not None:
+            self._function, self._traced = _make_functions(self)
             # torch's Python `apply` inspects signatures on every call (20 us); the C one does not.
             self._apply = super(torch.autograd.Function, self._function).apply
         OPS[self.name] = self
@@ -165,6 +171,8 @@ class Op:
         name = override()
         if name is None and device == "cpu":
             return self.implementations["cpu"]  # type: ignore[return-value]
+        if device == "meta":
+            return self.fake
         if name is None:
             name, reason = "triton", self.problem("triton", device)
             if reason is not None:
@@ -194,23 +202,33 @@ class Op:
     # --- routing of one call -------------------------------------------------------------------
 
     def __call__(self, *args: Any) -> Any:
-        if self._function is None:
-            if forward_ad._current_level >= 0:
-                self._refuse_tangents(args)
-            return self.inner(*args)
-        transformed = _C._are_functorch_transforms_active()
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             # torch.compile of functorch's grad over any custom backward returns zeros (2.10-2.13).
-            return self.reference(*args) if transformed else self._function.apply(*args)
-        if forward_ad._current_level >= 0 or override() == "reference":
-            return self.reference(*args)  # with every derivative that torch knows
-        if transformed:
-            return self._function.apply(*args)
-        if torch.is_grad_enabled():
-            for a in args:
-                if isinstance(a, Tensor) and a.requires_grad:
-                    return self._apply(*args)
-        return self.inner(*args)
+            if self._traced is None:
+                return self.inner(*args)
+            transformed = _C._are_functorch_transforms_active()
+            return self.reference(*args) if transformed else self._traced.apply(*args)
+        # The dispatcher costs 3 us, and only modes, transforms and subclasses need it.
+        plain = not (_C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active())
+        differentiate = False
+        for a in args:
+            kind = type(a)
+            if kind is Tensor or kind is Parameter:
+                differentiate = differentiate or a.requires_grad
+            elif isinstance(a, Tensor):
+                plain, differentiate = False, differentiate or a.requires_grad
+        if forward_ad._current_level >= 0:
+            if self._function is not None:
+                return self.reference(*args)  # it knows tangents
+            self._refuse_tangents(args)
+        if self._function is not None:
+            if override() == "reference":
+                return self.reference(*args)  # with every derivative that torch knows
+            if differentiate and plain and torch.is_grad_enabled():
+                return self._apply(*args)
+            if not plain and (differentiate or _C._are_functorch_transforms_active()):
+                return self._traced.apply(*args)
+        return self._run(*args) if plain else self.inner(*args)
 
     def _refuse_tangents(self, args: tuple[Any, ...]) -> None:
         for a in args:
@@ -253,7 +271,7 @@ def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(reference)
     def call(*args: Any) -> Any:
         device = args[0].device.type if isinstance(args[0], Tensor) else args[-1].type
-        if not torch.is_autocast_enabled(device):
+        if device == "meta" or not torch.is_autocast_enabled(device):
             return reference(*args)
         with torch.autocast(device_type=device, enabled=False):
             return reference(*args)
@@ -261,8 +279,8 @@ def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _make_function(op: Op) -> Any:
-    """The autograd.Function of an op: saves its inputs, recomputes the rest."""
+def _make_functions(op: Op) -> tuple[Any, Any]:
+    """The autograd.Function of an op, eager and traced: saves its inputs, recomputes the rest."""
     # torch.compile takes in functions, but no `Op`, from around a traced function.
     inner, op_backward, name = op.inner, op.backward, op.name
 
@@ -298,21 +316,21 @@ def _make_function(op: Op) -> Any:
 
     # It also counts the parameters of forward to see whether there is a ctx: `*args` will not do.
     names = ", ".join(a.name for a in inner._schema.arguments)
+    tensors = op.tensors
 
-    class Forward(torch.autograd.Function):
+    class Traced(torch.autograd.Function):
         forward = staticmethod(eval(f"lambda {names}: inner({names})", {"inner": inner}))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
-            ctx.other = [None if isinstance(a, Tensor) else (a,) for a in inputs]
-            ctx.backend = None if torch.compiler.is_compiling() else _override.get()
+            ctx.save_for_backward(*inputs[:tensors])
+            ctx.rest = inputs[tensors:]
+            ctx.backend = None
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            tensors = iter(ctx.saved_tensors)
-            args = tuple(next(tensors) if o is None else o[0] for o in ctx.other)
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            args = (*ctx.saved_tensors, *ctx.rest)
+            if torch.is_grad_enabled() and not _is_compiling():
                 return Backward.apply(ctx.backend, ctx.needs_input_grad, grad, *args)
             return gradient(ctx.backend, ctx.needs_input_grad, (grad,), args)
 
@@ -320,5 +338,16 @@ def _make_function(op: Op) -> Any:
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
             return op._vmap(op, info, in_dims, *args)
 
-    Forward.__name__ = f"{name}_function"
-    return Forward
+    class Forward(Traced):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op._run(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs[:tensors])
+            ctx.rest = inputs[tensors:]
+            ctx.backend = _override.get()
+
+    Forward.__name__ = Traced.__name__ = f"{name}_function"
+    return Forward, Traced
