@@ -143,25 +143,34 @@ template <class T> struct Gmm : GmmMoments<T> {
   static void log_sum_exp(const GmmParams &p, const Scratch &w, int64_t block, int64_t rows, bool normalize) {
     const int64_t K = p.components;
     const T inf = T(__builtin_inf());
-    for (int64_t n = 0; n < rows; n += W) {
+    for (int64_t n = 0; n < rows; n += NT) {  // NV chains at once hide the latency of each
       T *r = w.r + n;
-      Vec<T> top = broadcast<T>(-inf);
-      for (int64_t k = 0; k < K; ++k) top = max<T>(load(r + k * block), top);
-      const Vec<T> shift = top == -inf ? Vec<T>{} : top;  // impossible under every component
-      Vec<T> total = {};
-      for (int64_t k = 0; k < K; ++k) {
-        const Vec<T> e = exp<T>(load(r + k * block) - shift);
-        if (normalize) store(r + k * block, e);
-        total += e;
-      }
-      store(w.log_prob + n, shift + log<T>(total));
+      Vec<T> top[NV], shift[NV], total[NV] = {}, scale[NV];
+      for (int v = 0; v < NV; ++v) top[v] = broadcast<T>(-inf);
+      for (int64_t k = 0; k < K; ++k)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) top[v] = max<T>(load(r + k * block + v * W), top[v]);
+      for (int v = 0; v < NV; ++v) shift[v] = top[v] == -inf ? Vec<T>{} : top[v];  // impossible everywhere
+      for (int64_t k = 0; k < K; ++k)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          const Vec<T> e = exp<T>(load(r + k * block + v * W) - shift[v]);
+          if (normalize) store(r + k * block + v * W, e);
+          total[v] += e;
+        }
+      for (int v = 0; v < NV; ++v) store(w.log_prob + n + v * W, shift[v] + log<T>(total[v]));
       if (!normalize) continue;
-      const Vec<T> weight = load(w.weight + n);
-      const Vec<T> scale = weight / (total == T(0) ? broadcast<T>(T(1)) : total);
-      for (int64_t k = 0; k < K; ++k) {
-        const Vec<T> y = load(r + k * block) * scale;
-        store(r + k * block, weight == T(0) ? Vec<T>{} : y);
+      for (int v = 0; v < NV; ++v) {
+        const Vec<T> weight = load(w.weight + n + v * W);
+        scale[v] = weight / (total[v] == T(0) ? broadcast<T>(T(1)) : total[v]);
+        scale[v] = weight == T(0) ? Vec<T>{} : scale[v];  // the row may be NaN
       }
+      for (int64_t k = 0; k < K; ++k)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          const Vec<T> y = load(r + k * block + v * W) * scale[v];
+          store(r + k * block + v * W, scale[v] == T(0) ? Vec<T>{} : y);
+        }
     }
   }
 
@@ -239,20 +248,26 @@ template <class T> struct Gmm : GmmMoments<T> {
         }
         continue;
       }
-      terms(p, s, w, block, rows);
-      if (!finite) exclude_infinite_rows(p, w, block, rows);
       T *out = static_cast<T *>(p.out);
-      if (p.task == kGmmComponentLogProb) {
-        transpose_out(w.r, block, rows, K, out + n0 * K);
-      } else if (p.task == kGmmLogProb) {
-        log_sum_exp(p, w, block, padded, false);
-        for (int64_t n = 0; n < rows; ++n) out[n0 + n] = w.log_prob[n];
-      } else {
-        posteriors(p, w, n0, rows, padded, block);
-        for (int64_t n = 0; n < rows; ++n)
-          if (w.weight[n] != T(0)) accumulators[0] += double(w.weight[n]) * double(w.log_prob[n]);
-        add_moments(p, s, w, block, padded, finite, accumulators + 1);
+      // Cheap terms are consumed tile by tile, while they are in the first-level cache.
+      const int64_t step = p.covariance == kFull ? padded : NT;
+      for (int64_t i = 0; i < rows; i += step) {
+        const int64_t part = rows - i < step ? rows - i : step;
+        Scratch here = w;
+        here.x += i, here.r += i, here.y += i, here.log_prob += i, here.weight += i;
+        terms(p, s, here, block, part);
+        if (!finite) exclude_infinite_rows(p, here, block, part);
+        if (p.task == kGmmLogProb) {
+          log_sum_exp(p, here, block, part, false);
+          for (int64_t n = 0; n < part; ++n) out[n0 + i + n] = here.log_prob[n];
+        } else if (p.task == kGmmStatistics) {
+          posteriors(p, here, n0 + i, part, block);
+          for (int64_t n = 0; n < part; ++n)
+            if (here.weight[n] != T(0)) accumulators[0] += double(here.weight[n]) * double(here.log_prob[n]);
+        }
       }
+      if (p.task == kGmmComponentLogProb) transpose_out(w.r, block, rows, K, out + n0 * K);
+      if (p.task == kGmmStatistics) add_moments(p, s, w, block, padded, finite, accumulators + 1);
     }
   }
   static bool all_finite(const T *x, int64_t D, int64_t block, int64_t rows) {
@@ -274,8 +289,8 @@ template <class T> struct Gmm : GmmMoments<T> {
       for (int64_t k = 0; k < p.components; ++k) w.r[k * block + n] = T(-__builtin_inf());
     }
   }
-  static void posteriors(const GmmParams &p, const Scratch &w, int64_t n0, int64_t rows, int64_t padded,
-                         int64_t block) {
+  static void posteriors(const GmmParams &p, const Scratch &w, int64_t n0, int64_t rows, int64_t block) {
+    const int64_t padded = (rows + NT - 1) / NT * NT;
     const T *weight = static_cast<const T *>(p.sample_weight);
     for (int64_t n = 0; n < padded; ++n) w.weight[n] = n >= rows ? T(0) : weight ? weight[n0 + n] : T(1);
     const int64_t *labels = p.labels ? p.labels + n0 : nullptr;
@@ -286,7 +301,7 @@ template <class T> struct Gmm : GmmMoments<T> {
           if (k != labels[n]) w.r[k * block + n] = T(-__builtin_inf());
       }
     }
-    log_sum_exp(p, w, block, padded, true);
+    log_sum_exp(p, w, block, rows, true);
     if (labels) {
       // A pinned row belongs to its component even where that component finds it impossible or NaN.
       for (int64_t n = 0; n < rows; ++n) {

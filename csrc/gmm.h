@@ -13,13 +13,13 @@ enum GmmTask : int32_t {
   kGmmInputGradient = 4,     // out (N, D) from given responsibilities
 };
 
+// Every void pointer is of the kernel's type, float or double.
 struct GmmParams {
   int64_t rows;                  // N
   int64_t features;              // D
   int64_t components;            // K
   int32_t covariance;            // GmmCovariance
   int32_t task;                  // GmmTask
-  int32_t is_double;             // 0: float, 1: double; the type of every void pointer below
   const void *x;                 // (N, D), strides below
   int64_t x_row, x_column;       // strides of x in elements
   const void *log_weights;       // (K,) nats

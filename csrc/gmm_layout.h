@@ -45,7 +45,6 @@ template <class T> struct GmmLayout {
     double *wide;          // (2 D + 1, block), tied moments in double
   };
 
-  static bool grouped(const GmmParams &p) { return p.covariance == kFull || p.covariance == kTied; }
   static bool posterior(const GmmParams &p) { return p.task <= kGmmStatistics; }
   static bool moments(const GmmParams &p) { return p.task == kGmmStatistics || p.task == kGmmMoments; }
 
@@ -106,20 +105,20 @@ template <class T> struct GmmLayout {
     least = least < 256 ? 256 : least > 768 ? 768 : least;
     int64_t block = cache / (3 * D + K + 4);
     block = block < least ? least : block > 1024 ? 1024 : block;
-    block = block < N ? block : N > 0 ? N : 1;
-    plan.block = ((block + NT - 1) / NT | 1) * NT;  // odd, so that rows spread over the cache's sets
-    const int64_t blocks = (N + plan.block - 1) / plan.block;
     const int64_t bytes = moments(p) ? slab_doubles(p) * int64_t(sizeof(double)) : 0;
-    // At most 32 slabs and 48 MB of accumulators, but never fewer than 4 units of work; without
-    // accumulators a slab is four blocks.
-    int64_t slabs = (blocks + 3) / 4;
+    // Accumulators: at most 32 slabs and 20 MB, but never fewer than 4 units of work.  Slabs are even,
+    // and so are the blocks of a slab.
+    int64_t slabs = (N + block - 1) / block;
     if (moments(p)) {
-      slabs = (48 << 20) / bytes;
-      slabs = slabs < 4 ? 4 : slabs > 32 ? 32 : slabs;
+      const int64_t most = (20 << 20) / bytes;
+      if (slabs > 32) slabs = 32;
+      if (slabs > most) slabs = most < 4 ? (slabs < 4 ? slabs : 4) : most;
     }
-    if (slabs > blocks) slabs = blocks;
-    if (slabs < 1) slabs = 1;
-    plan.slab_rows = (blocks + slabs - 1) / slabs * plan.block;
+    const int64_t even = slabs > 0 ? (N + slabs - 1) / slabs : 1;  // rows of a slab
+    const int64_t blocks = (even + block - 1) / block;             // blocks of a slab
+    block = (even + blocks - 1) / blocks;
+    plan.block = ((block + NT - 1) / NT | 1) * NT;  // odd, so that rows spread over the cache's sets
+    plan.slab_rows = blocks * plan.block;
     plan.slabs = N == 0 ? 1 : (N + plan.slab_rows - 1) / plan.slab_rows;  // one to hold the zeros
     plan.parts = K;
     Shared shared;

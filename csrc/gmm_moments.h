@@ -29,7 +29,7 @@ template <class T> struct GmmMoments : GmmLayout<T> {
     const int64_t padded = (rows + W - 1) / W * W;
     int64_t count = padded;
     if (2 * active <= rows && !is_signed) {
-      // Gather the active rows; w.v is free to hold their positions and weights.
+      // Gather the active rows; w.v is free to hold their positions.
       int32_t *at = reinterpret_cast<int32_t *>(w.v);
       int64_t m = 0;
       for (int64_t n = 0; n < rows; ++n) {

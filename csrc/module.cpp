@@ -55,15 +55,18 @@ const Kernels *choose() {
   throw std::runtime_error("EVIDENS_ISA: expected one of " + names + " on this machine, got '" + cap + "'");
 }
 
-const Kernels *kernels = nullptr;  // set once at load
-Pool pool;                         // set once at load; serial in a forked child
+const Kernels *kernels = nullptr;    // set once at load
+Pool pool;                           // set once at load; serial in a forked child
+std::atomic<bool> pool_used{false};  // a child forked after that inherits a pool without threads
 
 // Threads for `work` multiply-adds: the pool costs a microsecond, so small calls stay here.
 int64_t workers_for(double work, int64_t units) {
   if (pool.parallel_for == nullptr || work < 2e5 || units < 2) return 1;
   uint32_t threads = 1;
   if (pool.num_threads == nullptr || pool.num_threads(&threads) != 0) return 1;
-  return std::min<int64_t>(threads, units);
+  const int64_t workers = std::min<int64_t>(threads, units);
+  if (workers > 1) pool_used.store(true, std::memory_order_relaxed);
+  return workers;
 }
 
 struct Free {
@@ -87,7 +90,6 @@ void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t feature
                     components,
                     covariance,
                     task,
-                    is_double,
                     at(x),
                     x_row,
                     x_column,
@@ -149,6 +151,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         pool.num_threads = reinterpret_cast<int (*)(uint32_t *)>(num_threads);
       },
       py::arg("parallel_for"), py::arg("num_threads"));
+  m.def("pool_used", [] { return pool_used.load(); });
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gmm", &gmm, release, py::arg("task"), py::arg("covariance"), py::arg("is_double"), py::arg("rows"),
         py::arg("features"), py::arg("components"), py::arg("x"), py::arg("x_row"), py::arg("x_column"),

@@ -125,11 +125,18 @@ template <class T> EVIDENS_INLINE T sum(Vec<T> v) {
 
 template <class T> EVIDENS_INLINE double sum_in_double(const T *p, int64_t n) {  // n: multiple of the width
   typedef T Part __attribute__((vector_size(width<double> * sizeof(T)), aligned(alignof(T)), may_alias));
-  Vec<double> total = {};
-  for (int64_t i = 0; i < n; i += width<double>) {
-    total += __builtin_convertvector(*reinterpret_cast<const Part *>(p + i), Vec<double>);
+  Vec<double> total[4] = {};  // four chains hide the latency of each
+  int64_t i = 0;
+  for (; i + 4 * width<double> <= n; i += 4 * width<double>)
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const T *at = p + i + c * width<double>;
+      total[c] += __builtin_convertvector(*reinterpret_cast<const Part *>(at), Vec<double>);
+    }
+  for (; i < n; i += width<double>) {
+    total[0] += __builtin_convertvector(*reinterpret_cast<const Part *>(p + i), Vec<double>);
   }
-  return sum<double>(total);
+  return sum<double>((total[0] + total[1]) + (total[2] + total[3]));
 }
 
 // --- mathematics ---------------------------------------------------------------------------------

@@ -20,6 +20,13 @@ def _address(handle: ctypes.CDLL, symbol: str) -> int:
     return ctypes.cast(getattr(handle, symbol), ctypes.c_void_p).value or 0
 
 
+def _leave_pool() -> None:
+    """In a forked child, which inherits the pool without its threads and would wait for ever."""
+    library.set_pool(0, 0)
+    if library.pool_used():
+        torch.set_num_threads(1)  # torch's own operations would wait as well
+
+
 def _bind() -> str:
     handle = ctypes.CDLL(torch._C.__file__)
     try:
@@ -31,8 +38,7 @@ def _bind() -> str:
             f"evidens needs torch >= 2.10 for its thread pool, found torch {torch.__version__}; "
             "install a newer torch."
         ) from error
-    # A forked child inherits a pool without threads and would wait for them for ever.
-    os.register_at_fork(after_in_child=lambda: library.set_pool(0, 0))
+    os.register_at_fork(after_in_child=_leave_pool)
     return "torch"
 
 

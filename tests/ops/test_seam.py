@@ -241,3 +241,18 @@ def test_info_lists_every_op():
     text = str(info)
     assert all(name in text for name in (*ALL, *_registry.BACKENDS, torch.__version__))
     assert info["subnormals_alive"] is True
+
+
+def test_lazily_negated_tensors(case):
+    """Their memory holds the other sign: the direct path past the dispatcher must not read it."""
+    x = torch.complex(torch.zeros_like(case.x), -case.x).conj().imag
+    assert x.is_neg()
+    assert torch.equal(
+        ops.gmm_log_prob(x, *case.parameters), ops.gmm_log_prob(case.x, *case.parameters)
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_functions_compute(case):
+    traced = torch.jit.trace(lambda x: ops.gmm_log_prob(x, *case.parameters), case.x)
+    assert torch.equal(traced(case.x * 2), ops.gmm_log_prob(case.x * 2, *case.parameters))

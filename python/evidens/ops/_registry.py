@@ -208,15 +208,7 @@ class Op:
                 return self.inner(*args)
             transformed = _C._are_functorch_transforms_active()
             return self.reference(*args) if transformed else self._traced.apply(*args)
-        # The dispatcher costs 3 us, and only modes, transforms and subclasses need it.
-        plain = not (_C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active())
-        differentiate = False
-        for a in args:
-            kind = type(a)
-            if kind is Tensor or kind is Parameter:
-                differentiate = differentiate or a.requires_grad
-            elif isinstance(a, Tensor):
-                plain, differentiate = False, differentiate or a.requires_grad
+        plain, differentiate = _inspect(args)
         if forward_ad._current_level >= 0:
             if self._function is not None:
                 return self.reference(*args)  # it knows tangents
@@ -263,6 +255,28 @@ class Op:
         if isinstance(results[0], tuple):
             return tuple(torch.stack(r) for r in zip(*results)), (0,) * len(results[0])
         return torch.stack(results), 0
+
+
+def _inspect(args: tuple[Any, ...]) -> tuple[bool, bool]:
+    """``(plain, differentiate)``: no need of the dispatcher, and an argument requires gradients.
+
+    The dispatcher costs 3 us.  Modes, transforms, tracers and subclasses of Tensor need it, and so
+    do lazily negated tensors, whose memory holds other numbers than they do.
+    """
+    plain = not (
+        _C._len_torch_dispatch_stack()
+        or _C._are_functorch_transforms_active()
+        or _C._get_tracing_state()
+    )
+    differentiate = False
+    for a in args:
+        kind = type(a)
+        if kind is Tensor or kind is Parameter:
+            differentiate = differentiate or a.requires_grad
+            plain = plain and not a.is_neg()
+        elif isinstance(a, Tensor):
+            plain, differentiate = False, differentiate or a.requires_grad
+    return plain, differentiate
 
 
 def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
