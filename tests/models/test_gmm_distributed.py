@@ -45,7 +45,7 @@ for covariance_type in ("full", "tied", "diag", "spherical"):
             gm = GaussianMixture(3, covariance_type=covariance_type, init_params=init, max_iter=4,
                                  n_init=2, tol=0, reg_covar=1e-2, random_state=rank)
             gm.fit(z[rows], process_group=True, **keys)
-            gmm_init.WHOLE, gmm_init.PER_COMPONENT = 131_072, 1024
+            gmm_init.WHOLE, gmm_init.PER_COMPONENT = 131_072, 512
             for name in ("weights_", "means_", "covariances_", "precisions_cholesky_",
                          "lower_bounds_"):
                 result[f"{covariance_type}/{init}/{case}/{name}"] = np.asarray(getattr(gm, name))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 # Elements in one piece of work whose temporaries are as large as the piece: 8 MB in float64.
 PIECE = 1 << 20
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Writable:
@@ -32,6 +35,26 @@ def to_tensor(array: np.ndarray) -> Tensor:
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return torch.from_numpy(array)
+
+
+def keeps_features(method: F) -> F:
+    """Make a method that fails before it has set parameters leave the names of the features."""
+    names = ("n_features_in_", "feature_names_in_")
+
+    @wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        means = getattr(self, "means_", None)
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            if getattr(self, "means_", None) is means:
+                for name in names:
+                    vars(self).pop(name, None)
+                vars(self).update(before)
+            raise
+
+    return cast(F, wrapped)
 
 
 def rows_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:

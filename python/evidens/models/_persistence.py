@@ -64,23 +64,30 @@ class Persistent:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
-        if header is None:
-            raise ValueError(f"{path}: a safetensors file, but not one that evidens has saved")
-        if header["format"] > FORMAT:
-            raise ValueError(
-                f"{path}: written by evidens {header['evidens']} in format {header['format']}, "
-                f"this version reads up to {FORMAT}: upgrade evidens"
-            )
-        if header["class"] != cls.__name__:
-            raise ValueError(
-                f"{path}: holds a {header['class']}, not a {cls.__name__}: "
-                f"read it with evidens.{header['class']}.load"
-            )
-        model = cls(**_unpack(header["parameters"], "parameters", tensors, device))
-        for name, value in _unpack(header["fitted"], "fitted", tensors, device).items():
-            if not name.isidentifier() or name.startswith("_") or not name.endswith("_"):
-                raise ValueError(f"{path}: {name!r} is not a fitted attribute")
-            setattr(model, name, value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: damaged header, not JSON ({error})") from error
+        try:
+            if header is None:
+                raise ValueError(f"{path}: a safetensors file, but not one that evidens has saved")
+            if header["format"] > FORMAT:
+                raise ValueError(
+                    f"{path}: written by evidens {header['evidens']} in format {header['format']}, "
+                    f"this version reads up to {FORMAT}: upgrade evidens"
+                )
+            if header["class"] != cls.__name__:
+                raise ValueError(
+                    f"{path}: holds a {header['class']}, not a {cls.__name__}: "
+                    f"read it with evidens.{header['class']}.load"
+                )
+            model = cls(**_unpack(header["parameters"], "parameters", tensors, device))
+            for name, value in _unpack(header["fitted"], "fitted", tensors, device).items():
+                if not name.isidentifier() or name.startswith("_") or not name.endswith("_"):
+                    raise ValueError(f"{path}: {name!r} is not a fitted attribute")
+                setattr(model, name, value)
+        except KeyError as error:
+            raise ValueError(f"{path}: damaged header, it lacks {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged header ({error})") from error
         return model
 
 

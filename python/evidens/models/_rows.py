@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from evidens.models._arrays import has_missing, pieces, rows_of, to_tensor, working_dtype
 from evidens.models._ranks import Ranks
+
+# Samplers with a new order on each pass.
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 Block = tuple[Tensor, Tensor | None, Tensor | None]
 
@@ -21,7 +25,14 @@ def chunks_of(X: Any) -> Callable[[], Iterable[Any]] | None:
 
     Raises:
         TypeError: X can be read once only.
+        ValueError: X is shuffled anew on each pass.
     """
+    for loader in (X, getattr(X, "batch_sampler", None)):
+        if isinstance(getattr(loader, "sampler", None), _RANDOM):
+            raise ValueError(
+                f"X is a {type(X).__name__} that gives its rows in another order on each pass, and "
+                "fit reads them several times: pass shuffle=False (or a sampler with a fixed order)"
+            )
     if callable(X):
         return lambda: map(_unwrap, X())
     if hasattr(X, "shape") or hasattr(X, "__array__") or hasattr(X, "__dataframe__"):
@@ -68,6 +79,7 @@ class Rows:
         reset: bool = True,
     ) -> None:
         self.model, self.ranks = model, ranks
+        self._top: Tensor | None = None  # the first rows of the first chunk
         self.is_tensor = isinstance(X, Tensor)
         error: Exception | None = None
         try:
@@ -105,8 +117,21 @@ class Rows:
         if self.in_memory is not None:
             yield self.in_memory
             return
-        for chunk in self._chunks():
-            yield rows_of(self.model, chunk).detach().to(self.device)
+        for i, chunk in enumerate(self._chunks()):
+            x = rows_of(self.model, chunk).detach().to(self.device)
+            if i == 0:
+                self._check_order(x[:16].nan_to_num())
+            yield x
+
+    def _check_order(self, top: Tensor) -> None:
+        """The first rows are those of the first pass."""
+        if self._top is None:
+            self._top = top.clone()
+        elif not torch.equal(self._top, top):
+            raise ValueError(
+                "X gives other rows first than on the first pass: the chunks must come in the same "
+                "order each time, with the same rows"
+            )
 
     def _weights(self, sample_weight: Any) -> Tensor | None:
         if sample_weight is None:

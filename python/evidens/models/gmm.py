@@ -9,14 +9,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    TransformerMixin,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from evidens.models import _missing
-from evidens.models._arrays import rows_of, to_tensor
+from evidens.models._arrays import keeps_features, rows_of, to_tensor
 from evidens.models._em import Progress, Run, run_em
 from evidens.models._persistence import Persistent
 from evidens.models._ranks import Ranks
@@ -36,7 +41,14 @@ from evidens.models.gmm_statistics import GMMStatistics, maximise
 FORGETTING = 0.7
 
 
-class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, BaseEstimator):
+class GaussianMixture(
+    GMMMixtures,
+    Persistent,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    DensityMixin,
+    BaseEstimator,
+):
     """Gaussian mixture, fitted by EM.
 
     A drop-in for `sklearn.mixture.GaussianMixture`: the same constructor, attributes and, from the
@@ -52,7 +64,8 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
         max_iter: most EM steps; 0 keeps the start.
         n_init: starts; the best one is kept.
         init_params: ``"kmeans"``, ``"k-means++"``, ``"random"`` or ``"random_from_data"``.  Beyond
-            ``max(131072, 1024 K)`` rows the first two look at a random sample of that many.
+            ``max(min(131072, 3.5e6 / D), 512 K)`` rows the first two look at a random sample of
+            that many.
         weights_init: (K,) start in place of that of ``init_params``.
         means_init: (K, D), likewise.
         precisions_init: inverse covariances in the shape of ``covariance_type``, likewise.
@@ -77,7 +90,8 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
 
     Arrays are float32 if the data are and else float64; they are tensors on the device of X if X
     is a tensor.  All sums over rows are in float64 about the old means, so a variance is never the
-    difference of two large numbers, in float32 neither.
+    difference of two large numbers, in float32 neither.  ``"tied"`` is the exception: its sums are
+    about one centre for all components, so means 1e8 standard deviations apart cost all digits.
 
     Where it differs from scikit-learn: NaN is a missing value and not an error; a component that
     loses its rows, or whose covariance is no longer positive definite, keeps its mean and
@@ -157,6 +171,7 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
 
     # --- learning --------------------------------------------------------------------------------
 
+    @keeps_features
     def fit(
         self,
         X: Any,
@@ -237,7 +252,12 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
                 progress=progress,
                 lower_bound=self.lower_bound_ if warm else -math.inf,
             )
-            if best is None or run.lower_bound > best.lower_bound or math.isinf(best.lower_bound):
+            # Better by more than rounding: a tie keeps the first, on any number of processes.
+            if (
+                best is None
+                or math.isinf(best.lower_bound)
+                or run.lower_bound > best.lower_bound + 1e-12 * abs(best.lower_bound)
+            ):
                 best = run
             if run.interrupted:
                 best.interrupted, best.converged = True, False
@@ -261,6 +281,7 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
         parts = [self.predict(chunk) for chunk in chunks()]
         return torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)
 
+    @keeps_features
     def partial_fit(
         self, X: Any, y: None = None, *, sample_weight: Any = None, labels: Any = None
     ) -> GaussianMixture:
@@ -335,6 +356,17 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
         self._warn(None, set(kept))
         return self
 
+    # Here and not with the other queries: scikit-learn's set_output sees only what a subclass of
+    # TransformerMixin defines itself.
+    def transform(self, X: Any) -> Any:
+        """Features of the rows: `predict_proba`, the responsibilities (N, K)."""
+        return self.predict_proba(X)
+
+    @property
+    def _n_features_out(self) -> int:
+        """Columns of `transform`; missing before `fit`, as `get_feature_names_out` expects."""
+        return len(self.means_)
+
     # --- parts -----------------------------------------------------------------------------------
 
     def _check_size(self, rows: Rows) -> None:
@@ -359,6 +391,23 @@ class GaussianMixture(GMMMixtures, Persistent, TransformerMixin, DensityMixin, B
             raise ValueError(
                 f"the parameters so far have means_ of shape {tuple(self.means_.shape)}, but "
                 f"n_components and X ask for {expected}. Set warm_start=False or use a new model."
+            )
+        k, d = expected
+        shapes = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}
+        p = (
+            to_tensor(self.precisions_cholesky_)
+            if not isinstance(self.precisions_cholesky_, Tensor)
+            else self.precisions_cholesky_
+        )
+        fits = tuple(p.shape) == shapes[self.covariance_type]
+        if fits and k == d > 1 and self.covariance_type in ("tied", "diag"):
+            # One shape for both, but only a triangular matrix has zeros.
+            fits = bool((p != 0).all()) == (self.covariance_type == "diag")
+        if not fits:
+            raise ValueError(
+                f"covariances_ so far, of shape {tuple(self.covariances_.shape)}, "
+                f"are not of covariance_type={self.covariance_type!r}. Set warm_start=False or use "
+                "a new model."
             )
 
     def _given(

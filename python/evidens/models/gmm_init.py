@@ -21,15 +21,16 @@ from evidens.models._rows import Rows
 from evidens.models.gmm_statistics import GMMStatistics
 
 WHOLE = 131_072
-PER_COMPONENT = 1024
+VALUES = 3_500_000  # and k-means holds about three copies of its rows
+PER_COMPONENT = 512
 
 # (rows, number of the first of them) -> responsibilities
 Responsibilities = Callable[[Tensor, int], Tensor]
 
 
-def sample_size(n_components: int) -> int:
+def sample_size(n_components: int, n_features: int) -> int:
     """Up to how many rows k-means sees all of them, and how many it sees beyond."""
-    return max(WHOLE, PER_COMPONENT * n_components)
+    return max(min(WHOLE, VALUES // n_features), PER_COMPONENT * n_components)
 
 
 def initial_statistics(
@@ -117,7 +118,7 @@ def _sample(
     rows: Rows, k: int, random_state: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Rows for k-means in host memory, their weights, and whether they are all there are."""
-    n, size = rows.total_used, sample_size(k)
+    n, size = rows.total_used, sample_size(k, rows.n_features)
     whole = n <= size
     if whole and rows.in_memory is not None and rows.used is None and rows.ranks.size == 1:
         x, weight = rows.filled(rows.in_memory.to(rows.dtype)), rows.sample_weight
@@ -134,7 +135,8 @@ def _sample(
 def _scale(x: np.ndarray) -> np.floating:
     """A power of two, 1 for ordinary data: k-means squares its input in the input's own dtype."""
     exponent = np.frexp(np.abs(x).max())[1]
-    return x.dtype.type(np.ldexp(1.0, -exponent) if abs(exponent) > 40 else 1.0)
+    largest = np.finfo(x.dtype).maxexp - 1  # subnormal data ask for more than the dtype holds
+    return x.dtype.type(np.ldexp(1.0, min(-exponent, largest)) if abs(exponent) > 40 else 1.0)
 
 
 def _kmeans(
@@ -216,7 +218,7 @@ def _pick(rows: Rows, k: int, init_params: str, random_state: np.random.RandomSt
         _, index = kmeans_plusplus(scaled, k, sample_weight=weight, random_state=random_state)
         return rows.ranks.first(torch.from_numpy(x[index])).to(rows.device)
     n = rows.total_used
-    if n <= sample_size(k):
+    if n <= sample_size(k, rows.n_features):
         index = random_state.choice(n, size=k, replace=False)
     else:
         index = sample_without_replacement(n, k, random_state=random_state)

@@ -81,7 +81,7 @@ class GMMMixtures(GMMQueries):
             )
         else:
             c = check_precisions(covariances, covariance_type, k, d, "covariance")
-            p, _ = cholesky_of_precisions(c.double(), covariance_type)
+            p, _ = cholesky_of_precisions(c.double(), covariance_type)  # checked above
             p = p.to(c.dtype)
         model.n_features_in_ = d
         dtype = torch.promote_types(torch.promote_types(w.dtype, m.dtype), c.dtype)

@@ -112,7 +112,8 @@ class GMMParameters:
         if self.covariance_type in ("full", "tied"):
             cov = self.full_covariances()
             across = cov[:, dims][:, :, free]
-            factor = torch.linalg.cholesky(cov[:, dims[:, None], dims])
+            known = definite(cov[:, dims[:, None], dims], "full")
+            factor = torch.linalg.cholesky(known.double()).to(cov.dtype)
             gain = torch.cholesky_solve(across, factor).mT
             means = means + (gain @ (values - self.means[:, dims])[:, :, None])[:, :, 0]
             cov = cov[:, free][:, :, free] - gain @ across
@@ -168,6 +169,26 @@ def cholesky_of_precisions(covariances: Tensor, covariance_type: str) -> tuple[T
     return p, failed.any(1) if covariance_type == "diag" else failed
 
 
+def definite(covariances: Tensor, covariance_type: str) -> Tensor:
+    """The covariances, with a little on the diagonal of those that rounding left indefinite.
+
+    The least power of 4 times ``eps * trace`` that helps, up to 256; what needs more stays
+    indefinite.
+    """
+    if covariance_type not in ("full", "tied"):
+        return covariances
+    eye = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
+    trace = covariances.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    result = covariances
+    for power in range(5):
+        _, failed = cholesky_of_precisions(result.double(), covariance_type)
+        if not failed.any():
+            break
+        more = covariances + 4**power * torch.finfo(covariances.dtype).eps * trace * eye
+        result = torch.where(failed.reshape(trace.shape), more, result)
+    return result
+
+
 def from_covariances(
     covariance_type: str, weights: Tensor, means: Tensor, covariances: Tensor
 ) -> GMMParameters:
@@ -176,6 +197,7 @@ def from_covariances(
     Raises:
         ValueError: a covariance is not positive definite.
     """
+    covariances = definite(covariances, covariance_type)
     p, failed = cholesky_of_precisions(covariances.double(), covariance_type)
     if failed.any():
         k = failed.nonzero()[0].item()
@@ -187,12 +209,19 @@ def from_covariances(
 
 
 def from_precisions(precisions: Tensor, covariance_type: str) -> tuple[Tensor, Tensor]:
-    """``(precisions_cholesky, covariances)`` of checked precisions, computed in float64."""
+    """``(precisions_cholesky, covariances)`` of checked precisions, computed in float64.
+
+    Raises:
+        ValueError: a matrix so close to singular that it has no Cholesky factor.
+    """
     if covariance_type not in ("full", "tied"):
         return precisions.sqrt(), 1 / precisions
     # An upper factor U U^T is the lower one with rows and columns in reverse order.
     reverse = precisions.double().flip(-1, -2)
-    p = torch.linalg.cholesky((reverse + reverse.mT) / 2).flip(-1, -2).contiguous()
+    lower, info = torch.linalg.cholesky_ex((reverse + reverse.mT) / 2)
+    if info.any():
+        raise ValueError(f"'{covariance_type} precision' should be symmetric, positive-definite")
+    p = lower.flip(-1, -2).contiguous()
     inverse = torch.linalg.solve_triangular(
         p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device), upper=True
     )
@@ -218,6 +247,11 @@ def _array(value: Any, name: str) -> Any:
     )
 
 
+def _copied(array: np.ndarray) -> Tensor:
+    """A tensor of its own: a model must not change with the caller's array."""
+    return to_tensor(np.array(array))
+
+
 def check_weights(weights: Any, k: int) -> Tensor:
     """(K,) in [0, 1] with sum 1.
 
@@ -236,12 +270,12 @@ def check_weights(weights: Any, k: int) -> Tensor:
         raise ValueError(
             f"The parameter 'weights' should be normalized, but got sum(weights) = {total:.5f}"
         )
-    return to_tensor(weights)
+    return _copied(weights)
 
 
 def check_means(means: Any, k: int, d: int) -> Tensor:
     """(K, D) and finite."""
-    return to_tensor(_shape(_array(means, "means"), (k, d), "means"))
+    return _copied(_shape(_array(means, "means"), (k, d), "means"))
 
 
 def check_precisions(
@@ -257,4 +291,10 @@ def check_precisions(
                 raise ValueError(f"'{full_name}' should be symmetric, positive-definite")
     elif (precisions <= 0).any():
         raise ValueError(f"'{full_name}' should be positive")
-    return to_tensor(precisions)
+    result = _copied(precisions)
+    matrices = result.double()
+    if name == "precision":
+        from_precisions(matrices, covariance_type)
+    elif cholesky_of_precisions(matrices, covariance_type)[1].any():
+        raise ValueError(f"'{full_name}' should be symmetric, positive-definite")
+    return result

@@ -166,10 +166,6 @@ class GMMQueries:
         parts = [terms.argmax(1) for terms, _ in self._terms(X)]
         return returned(torch.cat(parts), X)
 
-    def transform(self, X: Any) -> Any:
-        """Features of the rows: `predict_proba`, the responsibilities (N, K)."""
-        return self.predict_proba(X)
-
     # --- draws -----------------------------------------------------------------------------------
 
     def sample(self, n_samples: int = 1) -> tuple[Any, Any]:

@@ -1,7 +1,9 @@
 """Sufficient statistics of a Gaussian mixture, and the M step that turns them into parameters.
 
 Everything is a moment *about a centre* that lies near the means, in float64: no variance is ever
-the difference of two large numbers.  Weights, chunks, machines and labels are all sums of these.
+the difference of two large numbers, except for tied: there the kernel sums about one centre for all
+components, and means 1e8 standard deviations apart cost all digits.  Weights, chunks, machines and
+labels are all sums of these.
 """
 
 from __future__ import annotations
@@ -203,8 +205,10 @@ def maximise(
         cov = stats.second / nk[:, None] - delta * delta
     else:
         cov = stats.second / nk - (delta * delta).mean(1)
-    # What the rounding of the data alone would give: below it a variance is noise around zero.
-    noise = (torch.finfo(dtype).eps / 4 * means) ** 2
+    # What rounding alone would give: below it a variance is noise around zero.  That of the data
+    # without reg_covar, that of the sums with it; a start that reg_covar saves is scikit-learn's.
+    precision = torch.finfo(dtype if reg_covar == 0 else torch.float64).eps
+    noise = (precision / 4 * means) ** 2 if old is not None or reg_covar == 0 else 0 * means
     noise = {"tied": noise.amax(0), "spherical": noise.mean(1)}.get(kind, noise)
     diagonal = cov.diagonal(dim1=-2, dim2=-1) if kind in ("full", "tied") else cov
     diagonal.copy_(diagonal.clamp(min=0) + reg_covar)
