@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidens._native import library
 from evidens.ops import _checks as checks
+from evidens.ops import _gmm_cpu as cpu
 from evidens.ops import _registry
 from evidens.reference import gmm as reference
 from evidens.reference.gmm import COVARIANCE_TYPES
@@ -29,7 +29,6 @@ __all__ = [
 
 _CODE = {name: code for code, name in enumerate(COVARIANCE_TYPES)}
 _FULL, _TIED, _DIAG, _SPHERICAL = range(4)
-_COMPONENT_LOG_PROB, _LOG_PROB, _STATISTICS, _MOMENTS, _INPUT_GRADIENT = range(5)
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -72,101 +71,7 @@ def _check(op: str, code: int, x: Tensor, means: Tensor, *others: checks.Argumen
 _PRECISION_LETTERS = ("KDD", "DD", "KD", "K")
 
 
-# --- C++ -----------------------------------------------------------------------------------------
-
-
-def _run(task: int, code: int, x: Tensor, means: Tensor, *others: Tensor | None) -> None:
-    """Calls the kernel.
-
-    ``others``: log_weights, precisions, sample_weight, labels, responsibilities, then the results
-    out, log_likelihood, weight, first, second; None for what the task does not have.
-    """
-    addresses, alive = [], [means := means.contiguous()]
-    for t in others:
-        if t is None:
-            addresses.append(0)
-            continue
-        if not t.is_contiguous():
-            alive.append(t := t.contiguous())
-        addresses.append(t.data_ptr())
-    log_weights, precisions, *rest = addresses
-    n, d = x.shape
-    row, column = x.stride()
-    library.gmm(
-        task,
-        code,
-        x.dtype is torch.float64,
-        n,
-        d,
-        means.shape[0],
-        x.data_ptr(),
-        row,
-        column,
-        log_weights,
-        means.data_ptr(),
-        precisions,
-        *rest,
-    )
-
-
-_NO_MOMENTS = (None, None, None, None)
-
-
-def _moment_outputs(x: Tensor, means: Tensor, code: int) -> tuple[Tensor, Tensor, Tensor]:
-    k, d = means.shape
-    shape = ((k, d, d), (d, d), (k, d), (k,))[code]
-    new = means.new_empty
-    return (
-        new(k, dtype=torch.float64),
-        new((k, d), dtype=torch.float64),
-        new(shape, dtype=torch.float64),
-    )
-
-
-def _cpu_component_log_prob(
-    x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
-) -> Tensor:
-    out = x.new_empty((x.shape[0], means.shape[0]))
-    _run(_COMPONENT_LOG_PROB, code, x, means, log_weights, p, None, None, None, out, *_NO_MOMENTS)
-    return out
-
-
-def _cpu_log_prob(x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int) -> Tensor:
-    out = x.new_empty((x.shape[0],))
-    _run(_LOG_PROB, code, x, means, log_weights, p, None, None, None, out, *_NO_MOMENTS)
-    return out
-
-
-def _cpu_statistics(
-    x: Tensor,
-    log_weights: Tensor,
-    means: Tensor,
-    p: Tensor,
-    code: int,
-    sample_weight: Tensor | None,
-    labels: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    results = (x.new_empty((), dtype=torch.float64), *_moment_outputs(x, means, code))
-    given = (log_weights, p, sample_weight, labels, None)
-    _run(_STATISTICS, code, x, means, *given, None, *results)
-    return results
-
-
-def _cpu_moments(
-    x: Tensor, responsibilities: Tensor, means: Tensor, code: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    results = _moment_outputs(x, means, code)
-    _run(_MOMENTS, code, x, means, *(None,) * 4, responsibilities, None, None, *results)
-    return results
-
-
-def _cpu_input_gradient(
-    x: Tensor, responsibilities: Tensor, means: Tensor, p: Tensor, code: int
-) -> Tensor:
-    out = x.new_empty(x.shape)
-    given = (None, p, None, None, responsibilities)
-    _run(_INPUT_GRADIENT, code, x, means, *given, out, *_NO_MOMENTS)
-    return out
+# --- backends ------------------------------------------------------------------------------------
 
 
 def _labels_in_range(function: Any) -> Any:
@@ -292,12 +197,12 @@ _PARAMETERS = (
 _GIVEN = "Tensor x, Tensor responsibilities, Tensor means"
 
 
-def _op(name: str, arguments: str, returns: str, cpu: Any, **more: Any) -> _registry.Op:
+def _op(name: str, arguments: str, returns: str, on_cpu: Any, **more: Any) -> _registry.Op:
     guard = _labels_in_range if name == "gmm_statistics" else lambda function: function
     return _registry.Op(
         "gmm",
         f"{name}({arguments}) -> {returns}",
-        cpu=guard(cpu),
+        cpu=guard(on_cpu),
         reference=guard(_by_name(getattr(reference, name))),
         triton=guard(_triton(name)),
         **more,
@@ -308,7 +213,7 @@ _component_log_prob = _op(
     "gmm_component_log_prob",
     _PARAMETERS,
     "Tensor",
-    cpu=_cpu_component_log_prob,
+    on_cpu=cpu.component_log_prob,
     fake=lambda x, w, means, p, code: x.new_empty((x.shape[0], means.shape[0])),
     backward=_component_log_prob_backward,
     rows=(0,),
@@ -317,7 +222,7 @@ _log_prob = _op(
     "gmm_log_prob",
     _PARAMETERS,
     "Tensor",
-    cpu=_cpu_log_prob,
+    on_cpu=cpu.log_prob,
     fake=lambda x, w, means, p, code: x.new_empty((x.shape[0],)),
     backward=_log_prob_backward,
     rows=(0,),
@@ -326,24 +231,24 @@ _statistics = _op(
     "gmm_statistics",
     _PARAMETERS + ", Tensor? sample_weight, Tensor? labels",
     "(Tensor, Tensor, Tensor, Tensor)",
-    cpu=_cpu_statistics,
+    on_cpu=cpu.statistics,
     fake=lambda x, w, means, p, code, sample_weight, labels: (
         x.new_empty((), dtype=torch.float64),
-        *_moment_outputs(x, means, code),
+        *cpu.moment_outputs(x, means, code),
     ),
 )
 _moments = _op(
     "gmm_moments",
     _GIVEN + ", int covariance",
     "(Tensor, Tensor, Tensor)",
-    cpu=_cpu_moments,
-    fake=lambda x, r, means, code: _moment_outputs(x, means, code),
+    on_cpu=cpu.moments,
+    fake=lambda x, r, means, code: cpu.moment_outputs(x, means, code),
 )
 _input_gradient = _op(
     "gmm_input_gradient",
     _GIVEN + ", Tensor precisions_cholesky, int covariance",
     "Tensor",
-    cpu=_cpu_input_gradient,
+    on_cpu=cpu.input_gradient,
     fake=lambda x, r, means, p, code: x.new_empty(x.shape),
     rows=(0, 1),
 )
