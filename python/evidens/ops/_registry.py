@@ -142,11 +142,12 @@ class Op:
         )
         arguments = self.inner._schema.arguments
         self.tensors = sum("Tensor" in str(a.type) for a in arguments)  # they come first
-        self._function = self._traced = None
+        self._function: Any = None
+        self._traced: Any = None
         if backward is not None:
             self._function, self._traced = _make_functions(self)
             # torch's Python `apply` inspects signatures on every call (20 us); the C one does not.
-            self._apply = super(torch.autograd.Function, self._function).apply
+            self._apply = super(torch.autograd.Function, self._function).apply  # type: ignore[misc]
         OPS[self.name] = self
 
     # --- choice of backend ---------------------------------------------------------------------
