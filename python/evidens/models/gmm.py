@@ -1,4 +1,7 @@
-"""`GaussianMixture`: scikit-learn's estimator on the ops of the ``gmm`` stem."""
+"""`GaussianMixture`: scikit-learn's estimator on the ops of the ``gmm`` stem.
+
+The file is long for its docstrings; every part with a life of its own stands in a file beside it.
+"""
 
 from __future__ import annotations
 

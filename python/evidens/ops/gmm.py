@@ -4,6 +4,8 @@ All take ``covariance_type`` in scikit-learn's sense with its ``precisions_chole
 ``P P^T`` is the inverse covariance: full (K, D, D) upper triangular, tied (D, D), diag (K, D),
 spherical (K,).  ``N`` rows, ``D`` features, ``K`` components; densities in nats; float32 or float64
 (half types are widened to float32), all arguments of one dtype on one device.
+
+The file is long for the docstrings of its five ops; the CPU side stands in ``_gmm_cpu.py``.
 """
 
 from __future__ import annotations
