@@ -154,7 +154,7 @@ template <class T> struct Gmm : GmmMoments<T> {
       for (int64_t k = 0; k < K; ++k)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
-          const Vec<T> e = exp<T>(load(r + k * block + v * W) - shift[v]);
+          const Vec<T> e = exp_nonpositive<T>(load(r + k * block + v * W) - shift[v]);
           if (normalize) store(r + k * block + v * W, e);
           total[v] += e;
         }

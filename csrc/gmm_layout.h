@@ -106,13 +106,13 @@ template <class T> struct GmmLayout {
     int64_t block = cache / (3 * D + K + 4);
     block = block < least ? least : block > 1024 ? 1024 : block;
     const int64_t bytes = moments(p) ? slab_doubles(p) * int64_t(sizeof(double)) : 0;
-    // Accumulators: at most 32 slabs and 20 MB, but never fewer than 4 units of work.  Slabs are even,
-    // and so are the blocks of a slab.
+    // Accumulators: at most 32 slabs and 20 MB, but 4 units of work where there are so many blocks,
+    // and then a multiple of 4, for no thread to wait.  Slabs are even, and so are the blocks of one.
     int64_t slabs = (N + block - 1) / block;
-    if (moments(p)) {
+    if (moments(p) && slabs > 4) {
       const int64_t most = (20 << 20) / bytes;
-      if (slabs > 32) slabs = 32;
-      if (slabs > most) slabs = most < 4 ? (slabs < 4 ? slabs : 4) : most;
+      if (slabs > most) slabs = most;
+      slabs = slabs > 32 ? 32 : slabs < 4 ? 4 : slabs / 4 * 4;
     }
     const int64_t even = slabs > 0 ? (N + slabs - 1) / slabs : 1;  // rows of a slab
     const int64_t blocks = (even + block - 1) / block;             // blocks of a slab

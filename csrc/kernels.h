@@ -7,7 +7,7 @@
 
 namespace evidens {
 
-enum VectorFunction : int32_t { kExp, kLog, kLog1p, kTanh, kSoftplus };
+enum VectorFunction : int32_t { kExp, kLog, kLog1p, kTanh, kSoftplus, kExpNonpositive };
 
 struct Kernels {
   const char *isa;

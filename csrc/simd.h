@@ -207,6 +207,17 @@ template <class T> EVIDENS_INLINE Vec<T> exp(Vec<T> x) {
   return x != x ? x : y;
 }
 
+// For x <= 0, as all terms of a log-sum-exp are: 0 where exp would leave the normal numbers.
+template <class T> EVIDENS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
+  typedef Float<T> F;
+  constexpr T lowest = T(-F::bias) / F::log2e;  // scales by the number with all bits clear
+  Vec<Int<T>> whole;
+  const Vec<T> clamped = max<T>(broadcast<T>(lowest), x);  // keeps NaN
+  const Vec<T> n = round_to_integer<T>(clamped * F::log2e, whole);
+  const Vec<T> r = (clamped - n * F::ln2_high) - n * F::ln2_low;
+  return (T(1) + expm1_reduced<T>(r)) * power_of_two<T>(whole);
+}
+
 // log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)), plus e ln 2 (fdlibm's arrangement of atanh).
 template <class T> EVIDENS_INLINE Vec<T> log_reduced(Vec<T> f, Vec<T> e) {
   typedef Float<T> F;

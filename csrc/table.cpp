@@ -15,7 +15,8 @@ template <class T> Vec<T> apply(int32_t function, Vec<T> x) {
     case evidens::kLog: return log<T>(x);
     case evidens::kLog1p: return log1p<T>(x);
     case evidens::kTanh: return tanh<T>(x);
-    default: return softplus<T>(x);
+    case evidens::kSoftplus: return softplus<T>(x);
+    default: return exp_nonpositive<T>(x);
   }
 }
 template <class T> void map(int32_t function, int64_t n, const T *x, T *y) {

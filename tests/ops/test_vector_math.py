@@ -14,6 +14,7 @@ import evidens
 from evidens._native import library
 
 FUNCTIONS = ("exp", "log", "log1p", "tanh", "softplus")
+CODES = (*FUNCTIONS, "exp_nonpositive")  # VectorFunction of csrc/kernels.h
 DTYPES = (np.float32, np.float64)
 # In ULP: the worst of about 8e7 float32 and 4e7 float64 values on every level of x86-64
 # (docs/design.md has the table),
@@ -47,7 +48,7 @@ EXTENDED = np.finfo(np.longdouble).nmant >= 63
 def call(function: str, x: np.ndarray) -> np.ndarray:
     y = np.full_like(x, 123.0)
     library.vector_math(
-        FUNCTIONS.index(function), x.dtype == np.float64, x.size, x.ctypes.data, y.ctypes.data
+        CODES.index(function), x.dtype == np.float64, x.size, x.ctypes.data, y.ctypes.data
     )
     return y
 
@@ -143,6 +144,22 @@ def test_exact_values(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_exp_nonpositive(dtype):
+    """exp, but 0 for what is below the normal numbers."""
+    x = np.concatenate([samples(dtype, 50_000), specials(dtype)])
+    x = x[x <= 0]
+    got, full = call("exp_nonpositive", x), call("exp", x)
+    tiny = np.finfo(dtype).tiny
+    normal = full > tiny
+    assert (np.abs(got - full)[normal] <= np.spacing(full[normal])).all()
+    assert ((got[~normal] >= 0) & (got[~normal] <= 2 * tiny)).all()
+    ends = np.array([0.0, -0.0, -np.inf, np.nan, np.log(tiny) - 1], dtype)
+    np.testing.assert_array_equal(
+        call("exp_nonpositive", ends), np.array([1, 1, 0, np.nan, 0], dtype)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_against_mpmath(function, dtype):
     """Checks the wider oracle as well, and takes its place where there is none."""
@@ -203,7 +220,7 @@ def test_every_level(level):
     if level == evidens.info()["isa"]["chosen"]:
         pytest.skip("the level of this process: the other tests run it")
     tests = [f"{__file__}::{name}" for name in ("test_whole_range", "test_specials")]
-    tests += [f"{__file__}::test_exact_values"]
+    tests += [f"{__file__}::{name}" for name in ("test_exact_values", "test_exp_nonpositive")]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],

@@ -93,12 +93,12 @@ class GMMQueries:
         if rows.requires_grad and torch.is_grad_enabled():
             result = ops.gmm_log_prob(rows.to(p.means.dtype), *p.arguments)
         else:
-            result = torch.empty(len(rows), dtype=p.means.dtype, device=rows.device)
-            for place, piece in pieces(rows, p.means.dtype):
-                result[place] = ops.gmm_log_prob(piece, *p.arguments)
+            parts = [ops.gmm_log_prob(x, *p.arguments) for _, x in pieces(rows, p.means.dtype)]
+            result = parts[0] if len(parts) == 1 else torch.cat(parts)
         # NaN and inf leave no finite density behind, so only suspicious rows need a look.
-        finite = result.isfinite()
-        if not finite.all() and has_missing(rows.detach()[~finite]):
+        if not result.detach().sum().isfinite() and has_missing(
+            rows.detach()[~result.detach().isfinite()]
+        ):
             seen = rows.detach().isnan().any(1)
             terms = _missing.log_prob_terms(rows.detach()[seen], p)
             whole = ops.gmm_log_prob(rows[~seen].to(p.means.dtype), *p.arguments)
