@@ -29,7 +29,7 @@ template <class T> struct Gmm : GmmMoments<T> {
       const int columns = D - j < kOuterRows ? int(D - j) : kOuterRows;
       with_constant<kOuterRows>(columns, [&](auto c) {
         constexpr int C = decltype(c)::value;
-        outer_tile<T, C, true>(j, packed, z, ldz, [&](Vec<T>(&acc)[C][NV]) { consume(j, acc); });
+        outer_tile<T, C, NV, true>(j, packed, C, z, ldz, [&](Vec<T>(&acc)[C][NV]) { consume(j, acc); });
         packed += (j + C) * C;
       });
     }
@@ -40,7 +40,7 @@ template <class T> struct Gmm : GmmMoments<T> {
       const int rows = D - i < kOuterRows ? int(D - i) : kOuterRows;
       with_constant<kOuterRows>(rows, [&](auto r) {
         constexpr int R = decltype(r)::value;
-        outer_tile<T, R, false>(D - i, packed, y + i * block, block, [&](Vec<T>(&acc)[R][NV]) {
+        outer_tile<T, R, NV, false>(D - i, packed, R, y + i * block, block, [&](Vec<T>(&acc)[R][NV]) {
           for (int m = 0; m < R; ++m)
             for (int v = 0; v < NV; ++v) {
               T *at = out + (i + m) * block + v * W;

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "gmm.h"
+#include "hmm.h"
 #include "philox_params.h"
 
 namespace evidens {
@@ -12,6 +13,7 @@ enum VectorFunction : int32_t { kExp, kLog, kLog1p, kTanh, kSoftplus, kExpNonpos
 struct Kernels {
   const char *isa;
   const GmmKernel *gmm;  // [float, double]
+  const HmmKernel *hmm;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

@@ -4,6 +4,9 @@
 // Python.  Every call releases the GIL.  Workspaces are allocated here and live for one call.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -79,6 +82,18 @@ Buffer allocate(int64_t bytes) {
   return Buffer(p);
 }
 
+// Large results are written once and whole: with huge pages the kernel clears them several times
+// faster than page by page, which costs as much as filling them.
+void expect_whole(uintptr_t address, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t(1) << 21;
+  const uintptr_t begin = (address + page - 1) / page * page, end = (address + uintptr_t(bytes)) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
 template <class T = void> T *at(uintptr_t address) { return reinterpret_cast<T *>(address); }
 
 void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t features, int64_t components, uintptr_t x,
@@ -124,6 +139,94 @@ void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t feature
   kernel.combine(p, shared.get());
 }
 
+// Sequences that have frames, by falling length; equal ones in their order.
+std::vector<int64_t> by_length(int64_t sequences, const int64_t *lengths) {
+  std::vector<int64_t> order;
+  for (int64_t b = 0; b < sequences; ++b)
+    if (lengths[b] > 0) order.push_back(b);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+  return order;
+}
+
+// What the kernels leave out: sequences without frames, and rows of no sequence.  Returns the frames.
+int64_t clear_unused(const HmmParams &p, size_t size, int64_t sequences) {
+  int64_t frames = 0;
+  for (int64_t b = 0; b < sequences; ++b) {
+    frames += p.lengths[b];
+    if (p.lengths[b] > 0) continue;
+    p.log_likelihood[b] = 0;
+    if (p.first != nullptr)
+      std::memset(static_cast<char *>(p.first) + size_t(b * p.states) * size, 0, size_t(p.states) * size);
+  }
+  if (frames == p.rows) return frames;
+  if (p.posteriors != nullptr) std::memset(p.posteriors, 0, size_t(p.rows * p.states) * size);
+  if (p.paths != nullptr) std::fill_n(p.paths, p.rows * (p.task == kHmmDrawPaths ? p.draws : 1), -1);
+  return frames;
+}
+
+void hmm(int task, bool is_double, int64_t rows, int64_t sequences, int64_t states, uintptr_t log_obs, uintptr_t starts,
+         uintptr_t lengths, uintptr_t initial, int64_t initial_stride, uintptr_t transition, uintptr_t first_transition,
+         uintptr_t second_row, uintptr_t weight, uintptr_t log_likelihood, uintptr_t posteriors, uintptr_t first,
+         uintptr_t second, uintptr_t paths, int64_t draws, uint64_t seed) {
+  const std::vector<int64_t> order = by_length(sequences, at<int64_t>(lengths));
+  std::vector<uint8_t> redo(size_t(sequences), 0);
+  const HmmParams p{rows,
+                    int64_t(order.size()),
+                    states,
+                    task,
+                    second_row != 0,
+                    at(log_obs),
+                    order.data(),
+                    at<int64_t>(starts),
+                    at<int64_t>(lengths),
+                    at(initial),
+                    initial_stride,
+                    at(transition),
+                    at<int64_t>(first_transition),
+                    at<int64_t>(second_row),
+                    at(weight),
+                    at<double>(log_likelihood),
+                    at(posteriors),
+                    at(first),
+                    at(second),
+                    at<int64_t>(paths),
+                    draws,
+                    seed,
+                    redo.data()};
+  const HmmKernel &kernel = kernels->hmm[is_double];
+  const int64_t frames = clear_unused(p, is_double ? sizeof(double) : sizeof(float), sequences);
+  const double work = double(frames) * double(states) * (double(states) + 16);
+  HmmPlan plan;
+  kernel.plan(p, workers_for(work, p.sequences), plan);
+  const int64_t workers = workers_for(work, plan.units);
+  const Buffer shared = allocate(plan.shared_bytes), scratch = allocate(workers * plan.worker_bytes),
+               units = allocate(plan.units * plan.unit_bytes);
+  kernel.prepare(p, plan, shared.get());
+  run_blocks(pool, plan.units, workers, [&](int64_t unit, int64_t worker) {
+    kernel.run(unit, p, plan, shared.get(), static_cast<char *>(scratch.get()) + worker * plan.worker_bytes,
+               units.get());
+  });
+  std::vector<int64_t> again;
+  for (int64_t b : order)
+    if (redo[size_t(b)]) again.push_back(b);
+  if (!again.empty()) {
+    // A fixed number of sums, so that they do not depend on the threads.
+    const int64_t parts = std::min<int64_t>(int64_t(again.size()), 8), sums = plan.unit_bytes;
+    const int64_t helpers = workers_for(work, parts);
+    const Buffer space = allocate(helpers * plan.exact_bytes), seconds = allocate(parts * sums);
+    std::memset(seconds.get(), 0, size_t(parts * sums));
+    run_blocks(pool, parts, helpers, [&](int64_t part, int64_t worker) {
+      for (int64_t i = part; i < int64_t(again.size()); i += parts)
+        kernel.exact(again[size_t(i)], p, plan, static_cast<char *>(space.get()) + worker * plan.exact_bytes,
+                     reinterpret_cast<double *>(static_cast<char *>(seconds.get()) + part * sums));
+    });
+    double *total = static_cast<double *>(units.get());
+    const double *more = static_cast<const double *>(seconds.get());
+    for (int64_t i = 0, n = sums / int64_t(sizeof(double)); i < parts * n; ++i) total[i % n] += more[i];
+  }
+  if (plan.unit_bytes > 0) kernel.finish(p, plan, units.get());
+}
+
 void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t rows, int64_t columns, bool is_double,
                     uintptr_t out) {
   const PhiloxParams p{seed, step, row_offset, rows, columns, is_double, at(out)};
@@ -151,6 +254,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         pool.num_threads = reinterpret_cast<int (*)(uint32_t *)>(num_threads);
       },
       py::arg("parallel_for"), py::arg("num_threads"));
+  m.def("expect_whole", &expect_whole, py::arg("address"), py::arg("bytes"));
   m.def("pool_used", [] { return pool_used.load(); });
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gmm", &gmm, release, py::arg("task"), py::arg("covariance"), py::arg("is_double"), py::arg("rows"),
@@ -158,6 +262,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("log_weights"), py::arg("means"), py::arg("precisions"), py::arg("sample_weight"), py::arg("labels"),
         py::arg("responsibilities"), py::arg("out"), py::arg("log_likelihood"), py::arg("weight"), py::arg("first"),
         py::arg("second"));
+  m.def("hmm", &hmm, release, py::arg("task"), py::arg("is_double"), py::arg("rows"), py::arg("sequences"),
+        py::arg("states"), py::arg("log_obs"), py::arg("starts"), py::arg("lengths"), py::arg("initial"),
+        py::arg("initial_stride"), py::arg("transition"), py::arg("first_transition"), py::arg("second_row"),
+        py::arg("weight"), py::arg("log_likelihood"), py::arg("posteriors"), py::arg("first"), py::arg("second"),
+        py::arg("paths"), py::arg("draws"), py::arg("seed"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

@@ -5,6 +5,7 @@
 namespace EVIDENS_NAMESPACE {
 
 extern const evidens::GmmKernel gmm[2];
+extern const evidens::HmmKernel hmm[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -38,6 +39,6 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING_(a) #a
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
-constexpr evidens::Kernels kernels = {EVIDENS_STRING(EVIDENS_LEVEL), gmm, philox_uniform, vector_math};
+constexpr evidens::Kernels kernels = {EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, philox_uniform, vector_math};
 
 }  // namespace EVIDENS_NAMESPACE

@@ -29,13 +29,14 @@ template <int Max, class F> EVIDENS_INLINE void with_constant(int n, F &&f) {
   }
 }
 
-// Product over `depth` packed rows of a (ROWS values each) and rows of b (stride ldb), followed by
-// ROWS more rows of which row s only meets columns m >= s when Triangle: the exact upper triangle.
-template <class T, int Rows, bool Triangle, class Epilogue>
-EVIDENS_INLINE void outer_tile(int64_t depth, const T *a, const T *b, int64_t ldb, Epilogue &&epilogue) {
-  constexpr int W = width<T>, NV = kOuterVectors;
+// Product over `depth` rows of a (Rows values each, stride lda) and of b (NV vectors, stride ldb),
+// followed by Rows more rows of which row s only meets columns m >= s when Triangle: the exact upper
+// triangle.
+template <class T, int Rows, int NV, bool Triangle, class Epilogue>
+EVIDENS_INLINE void outer_tile(int64_t depth, const T *a, int64_t lda, const T *b, int64_t ldb, Epilogue &&epilogue) {
+  constexpr int W = width<T>;
   Vec<T> acc[Rows][NV] = {};
-  for (int64_t i = 0; i < depth; ++i, a += Rows, b += ldb) {
+  for (int64_t i = 0; i < depth; ++i, a += lda, b += ldb) {
     Vec<T> bv[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) bv[v] = load(b + v * W);
@@ -48,7 +49,7 @@ EVIDENS_INLINE void outer_tile(int64_t depth, const T *a, const T *b, int64_t ld
   }
   if constexpr (Triangle) {
 #pragma GCC unroll 8
-    for (int s = 0; s < Rows; ++s, a += Rows, b += ldb) {
+    for (int s = 0; s < Rows; ++s, a += lda, b += ldb) {
 #pragma GCC unroll 8
       for (int m = s; m < Rows; ++m) {
         const Vec<T> p = broadcast<T>(a[m]);
@@ -61,10 +62,10 @@ EVIDENS_INLINE void outer_tile(int64_t depth, const T *a, const T *b, int64_t ld
 }
 
 // out[v] += sum over n of a[m][n] * b[v][n], in double, for row m = 0 of Rows and v < Columns; the
-// next row of out begins `step` - m further on.  n is a multiple of the width.  When Triangle only
-// v >= m is wanted.
+// next row of out begins `step` further on, less m times `shrink` (1 in a packed triangle).  n is a
+// multiple of the width.  When Triangle only v >= m is wanted.
 template <class T, int Rows, int Columns, bool Triangle>
-static void inner_tile(int64_t n, const T *a, const T *b, int64_t ld, double *out, int64_t step) {
+static void inner_tile(int64_t n, const T *a, const T *b, int64_t ld, double *out, int64_t step, int64_t shrink) {
   constexpr int W = width<T>, CP = kInnerColumns, padded = (Rows * CP + W - 1) / W * W;
   Vec<T> acc[padded] = {};
   for (int64_t i = 0; i < n; i += W) {
@@ -87,12 +88,12 @@ static void inner_tile(int64_t n, const T *a, const T *b, int64_t ld, double *ou
   for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 8
     for (int v = Triangle ? m : 0; v < Columns; ++v) out[v] += double(sums[m * CP + v]);
-    out += step - m;
+    out += step - m * shrink;
   }
 }
 
 template <class T> struct InnerTiles {
-  typedef void (*Tile)(int64_t, const T *, const T *, int64_t, double *, int64_t);
+  typedef void (*Tile)(int64_t, const T *, const T *, int64_t, double *, int64_t, int64_t);
   Tile tile[2][kInnerRows][kInnerColumns];  // [triangle][rows - 1][columns - 1]
   template <int R, int C> constexpr void fill() {
     tile[0][R - 1][C - 1] = inner_tile<T, R, C, false>;
@@ -111,7 +112,7 @@ template <class T>
 static void add_gram(int64_t size, int64_t n, const T *a, const T *b, int64_t ld, double *packed) {
   auto tile = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
     inner_tiles<T>.tile[i == j][rows - 1][columns - 1](n, a + i * ld, b + j * ld, ld,
-                                                       packed + i * size - triangle_size(i) + j, size - i - 1);
+                                                       packed + i * size - triangle_size(i) + j, size - i - 1, 1);
   };
   auto width_at = [](int64_t left) {  // whole tiles, the last two of even width
     return left <= kInnerColumns ? left : left < 2 * kInnerColumns ? (left + 1) / 2 : kInnerColumns;

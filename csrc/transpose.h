@@ -45,5 +45,55 @@ static void transpose_out(const T *in, int64_t block, int64_t rows, int64_t colu
   }
 }
 
+// Rows that lie anywhere to lanes: out[c][lane] = row(lane)[c] for one vector of lanes.  What lies
+// `ahead` of a row is fetched into the cache: these are more streams than the hardware follows.
+template <class U, class Row>
+EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t ahead, Row &&row) {
+  typedef __typeof__(row(0)) Pointer;
+  constexpr int W = width<U>;
+  Pointer rows[W];
+  for (int l = 0; l < W; ++l) rows[l] = row(l);
+  if (columns < W) {
+    for (int64_t c = 0; c < columns; ++c)
+      for (int l = 0; l < W; ++l) out[c * stride + l] = U(rows[l][c]);
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += W) {
+    const int64_t from = c + W <= columns ? c : columns - W;  // the last block overlaps the one before
+    Vec<U> v[W];
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) {
+      v[l] = load_as<U>(rows[l] + from);
+      __builtin_prefetch(rows[l] + from + ahead);
+    }
+    transpose<U>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) store(out + (from + i) * stride, v[i]);
+  }
+}
+// row(lane)[c] = in[c][lane] for the first `count` lanes of one vector.
+template <class T, class Row>
+EVIDENS_INLINE void scatter_rows(int64_t columns, const T *in, int64_t stride, int64_t count, Row &&row) {
+  constexpr int W = width<T>;
+  if (count > W) count = W;
+  T *rows[W];
+  for (int l = 0; l < W; ++l) rows[l] = l < count ? row(l) : nullptr;
+  if (columns < W) {
+    for (int64_t c = 0; c < columns; ++c)
+      for (int l = 0; l < count; ++l) rows[l][c] = in[c * stride + l];
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += W) {
+    const int64_t from = c + W <= columns ? c : columns - W;
+    Vec<T> v[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) v[i] = load(in + (from + i) * stride);
+    transpose<T>(v);
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l)
+      if (l < count) store(rows[l] + from, v[l]);
+  }
+}
+
 }  // namespace
 }  // namespace EVIDENS_NAMESPACE

@@ -13,11 +13,23 @@ import torch
 
 from evidens import _C as library
 
-__all__ = ["library", "pool"]
+__all__ = ["empty", "library", "pool"]
+
+_LARGE = 1 << 22  # bytes from which a result asks for huge pages
 
 
 def _address(handle: ctypes.CDLL, symbol: str) -> int:
     return ctypes.cast(getattr(handle, symbol), ctypes.c_void_p).value or 0
+
+
+def empty(
+    like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """An uninitialised result on the device of ``like``, which the kernel will fill whole."""
+    result = like.new_empty(shape, dtype=dtype)
+    if result.nbytes >= _LARGE:
+        library.expect_whole(result.data_ptr(), result.nbytes)
+    return result
 
 
 def _leave_pool() -> None:

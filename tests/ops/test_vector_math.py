@@ -26,7 +26,7 @@ BOUNDS = {
     ("log", np.float64): 1.0,
     ("log1p", np.float32): 1.5,
     ("log1p", np.float64): 1.5,
-    ("tanh", np.float32): 2.5,
+    ("tanh", np.float32): 3.0,
     ("tanh", np.float64): 3.0,
     ("softplus", np.float32): 2.0,
     ("softplus", np.float64): 2.0,

@@ -7,6 +7,16 @@ from evidens.ops.gmm import (
     gmm_moments,
     gmm_statistics,
 )
+from evidens.ops.hmm import HMMFiltered as HMMFiltered
+from evidens.ops.hmm import HMMPath as HMMPath
+from evidens.ops.hmm import HMMPosteriors as HMMPosteriors
+from evidens.ops.hmm import (
+    hmm_filter,
+    hmm_forward_backward,
+    hmm_log_likelihood,
+    hmm_sample_paths,
+    hmm_viterbi,
+)
 from evidens.ops.philox import philox_uniform
 
 __all__ = [
@@ -15,5 +25,10 @@ __all__ = [
     "gmm_log_prob",
     "gmm_moments",
     "gmm_statistics",
+    "hmm_filter",
+    "hmm_forward_backward",
+    "hmm_log_likelihood",
+    "hmm_sample_paths",
+    "hmm_viterbi",
     "philox_uniform",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evidens._native import library
+from evidens._native import empty, library
 
 # The tasks of csrc/gmm.h, in its order.
 _COMPONENT_LOG_PROB, _LOG_PROB, _STATISTICS, _MOMENTS, _INPUT_GRADIENT = range(5)
@@ -62,7 +62,7 @@ def moment_outputs(x: Tensor, means: Tensor, code: int) -> tuple[Tensor, Tensor,
 def component_log_prob(
     x: Tensor, log_weights: Tensor, means: Tensor, p: Tensor, code: int
 ) -> Tensor:
-    out = x.new_empty((x.shape[0], means.shape[0]))
+    out = empty(x, (x.shape[0], means.shape[0]))
     _run(_COMPONENT_LOG_PROB, code, x, means, log_weights, p, None, None, None, out, *_NO_MOMENTS)
     return out
 
@@ -99,7 +99,7 @@ def moments(
 def input_gradient(
     x: Tensor, responsibilities: Tensor, means: Tensor, p: Tensor, code: int
 ) -> Tensor:
-    out = x.new_empty(x.shape)
+    out = empty(x, x.shape)
     given = (None, p, None, None, responsibilities)
     _run(_INPUT_GRADIENT, code, x, means, *given, out, *_NO_MOMENTS)
     return out

@@ -1,0 +1,321 @@
+// Hidden Markov models, many sequences: lanes are sequences, and a step of all of them is a small
+// matrix product whose result is consumed at once.
+//
+// Matrices of a group have one row per state and one column per lane.  Sequences are sorted by
+// falling length, so those that have ended are the last lanes; whole vectors of them are left out.
+#pragma once
+#include "hmm_layout.h"
+#include "transpose.h"
+
+namespace EVIDENS_NAMESPACE {
+namespace {
+
+template <class T> struct HmmLanes : HmmLayout<T> {
+  using Layout = HmmLayout<T>;
+  using Layout::W, Layout::kVectors, Layout::each_tile, Layout::frame, Layout::weight_of, Layout::initial_of,
+      Layout::density;
+  using typename Layout::Shared;
+  static constexpr int kLanes = kVectors * W;
+
+  struct Scratch {
+    T *b;                               // (K, lanes) exp(log_obs - shift)
+    T *alpha[2];                        // (K, lanes)
+    T *beta, *gamma;                    // (K, lanes)
+    T *left, *right;                    // (K, slots x lanes) messages around the transitions of several steps
+    T *shift, *total, *scale, *factor;  // (lanes,)
+  };
+  struct Group {
+    const int64_t *order;  // its sequences
+    int64_t count;         // of them
+    int64_t lanes;         // row stride, whole vectors
+    int64_t slots;         // steps between two products of messages
+    int64_t stride;        // of left and right
+  };
+
+  static Group group_of(const HmmParams &p, const HmmPlan &plan, int64_t g) {
+    Group r;
+    r.lanes = plan.vectors * W;
+    r.order = p.order + g * r.lanes;
+    r.count = p.sequences - g * r.lanes < r.lanes ? p.sequences - g * r.lanes : r.lanes;
+    r.slots = kSlotRows / r.lanes;
+    r.stride = r.slots * r.lanes + W;  // an odd number of vectors spreads rows over the cache's sets
+    return r;
+  }
+  static int64_t carve(const HmmParams &p, int64_t lanes, void *base, Scratch &s) {
+    Carver c(base);
+    const int64_t K = p.states, all = p.task == kHmmPosteriors ? K * lanes : 0;
+    const int64_t messages = p.task == kHmmPosteriors ? K * (kSlotRows + W) : 0;
+    s.b = c.take<T>(K * lanes);
+    s.alpha[0] = c.take<T>(K * lanes);
+    s.alpha[1] = c.take<T>(K * lanes);
+    s.beta = c.take<T>(all);
+    s.gamma = c.take<T>(all);
+    s.left = c.take<T>(messages);
+    s.right = c.take<T>(messages);
+    s.shift = c.take<T>(lanes);
+    s.total = c.take<T>(lanes);
+    s.scale = c.take<T>(lanes);
+    s.factor = c.take<T>(lanes);
+    return c.bytes();
+  }
+
+  // b and shift of frame t; a sequence that has ended observes zeros.
+  static void observe(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, int64_t t, int64_t active,
+                      int64_t direction) {
+    const int64_t K = p.states;
+    for (int64_t n = 0; n < active; n += W) {
+      T *b = w.b + n;
+      gather_rows(K, b, g.lanes, direction * K,
+                  [&](int64_t l) -> const T * { return n + l < active ? frame(p, g.order[n + l], t) : s.zeros; });
+      Vec<T> top = broadcast<T>(-T(__builtin_inf()));
+      for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * g.lanes), top);
+      const Vec<T> shift = top == -T(__builtin_inf()) ? Vec<T>{} : top;
+      store(w.shift + n, shift);
+      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, s.watch));
+    }
+  }
+  EVIDENS_INLINE T *row_of(const HmmParams &p, const Group &g, int64_t lane, int64_t t) {
+    return static_cast<T *>(p.posteriors) + (p.starts[g.order[lane]] + t) * p.states;
+  }
+  static int64_t active_at(const HmmParams &p, const Group &g, int64_t t, int64_t active) {
+    while (active > 0 && p.lengths[g.order[active - 1]] <= t) --active;
+    return active;
+  }
+  static int64_t active_back(const HmmParams &p, const Group &g, int64_t t, int64_t active) {
+    while (active < g.count && p.lengths[g.order[active]] > t) ++active;
+    return active;
+  }
+
+  // --- forward -------------------------------------------------------------------------------------
+
+  // next = b * scale * (A^T alpha), and its sums; `lost` where a message fell out of range.
+  template <int V, bool Watch>
+  static void forward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *alpha,
+                            T *next, uint8_t *lost) {
+    const int64_t K = p.states, G = g.lanes;
+    Vec<T> total[V] = {}, scale[V];
+    Vec<Int<T>> gone[V] = {};
+    for (int v = 0; v < V; ++v) scale[v] = load(w.scale + v * W);
+    const T *packed = s.forward;
+    each_tile(K, [&](int64_t j, int rows) {
+      with_constant<Layout::kRows>(rows, [&](auto r) {
+        constexpr int R = decltype(r)::value;
+        outer_tile<T, R, V, false>(K, packed, R, alpha, G, [&](Vec<T>(&acc)[R][V]) {
+#pragma GCC unroll 8
+          for (int m = 0; m < R; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+              const int64_t at = (j + m) * G + v * W;
+              const Vec<T> b = load(w.b + at), y = acc[m][v] * scale[v] * b;
+              if constexpr (Watch) { gone[v] |= (y < Reach<T>::tiny) & (acc[m][v] > T(0)) & (b > T(0)); }
+              store(next + at, y);
+              total[v] += y;
+            }
+        });
+        packed += K * R;
+      });
+    });
+    for (int v = 0; v < V; ++v) {
+      store(w.total + v * W, total[v]);
+      if constexpr (Watch)
+        for (int l = 0; l < W; ++l) lost[v * W + l] |= gone[v][l] != 0;
+    }
+  }
+  static void first_frame(const HmmParams &p, const Scratch &w, const Group &g, T *next, int64_t active) {
+    const int64_t K = p.states;
+    for (int64_t n = 0; n < active; n += W) {
+      gather_rows(K, next + n, g.lanes, 0,
+                  [&](int64_t l) { return initial_of(p, g.order[n + l < active ? n + l : 0]); });
+      Vec<T> total = {};
+      for (int64_t k = 0; k < K; ++k) {
+        const Vec<T> y = load(next + k * g.lanes + n) * load(w.b + k * g.lanes + n);
+        store(next + k * g.lanes + n, y);
+        total += y;
+      }
+      store(w.total + n, total);
+    }
+  }
+
+  // Runs the group forward; the messages go to posteriors where `keep`, normalised for the filter.
+  static void forward(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, uint8_t *lost) {
+    const int64_t K = p.states, longest = p.lengths[g.order[0]];
+    const bool keep = p.task != kHmmLogLikelihood, normalise = p.task != kHmmPosteriors;
+    double total[kLanes] = {};
+    int64_t active = g.count;
+    for (int64_t t = 0; t < longest; ++t) {
+      active = active_at(p, g, t, active);
+      T *next = w.alpha[t & 1];
+      observe(p, s, w, g, t, active, 2);
+      if (t == 0) {
+        first_frame(p, w, g, next, active);
+      } else {
+        with_constant<kVectors>(int((active + W - 1) / W), [&](auto v) {
+          constexpr int V = decltype(v)::value;
+          const T *alpha = w.alpha[(t & 1) ^ 1];
+          if (s.watch) forward_frame<V, true>(p, s, w, g, alpha, next, lost);
+          else forward_frame<V, false>(p, s, w, g, alpha, next, lost);
+        });
+      }
+      for (int64_t n = 0; n < active; n += W) {
+        const Vec<T> sum = load(w.total + n);
+        store(w.scale + n, sum < Float<T>::smallest ? Vec<T>{} : T(1) / sum);
+        store(w.factor + n, log<T>(sum));
+      }
+      for (int64_t l = 0; l < active; ++l) {
+        total[l] += double(w.shift[l]) + double(w.factor[l]);
+        lost[l] |= !reached(w.total[l]);
+      }
+      if (!keep) continue;
+      for (int64_t n = 0; n < active; n += W) {
+        const T *out = next + n;
+        if (normalise) {
+          const Vec<T> scale = load(w.scale + n);
+          for (int64_t k = 0; k < K; ++k) store(w.b + k * g.lanes + n, load(out + k * g.lanes) * scale);
+          out = w.b + n;
+        }
+        scatter_rows(K, out, g.lanes, active - n, [&](int64_t l) { return row_of(p, g, n + l, t); });
+      }
+    }
+    for (int64_t l = 0; l < g.count; ++l) p.log_likelihood[g.order[l]] = total[l];
+  }
+
+  // --- backward ------------------------------------------------------------------------------------
+
+  // beta = scale * (A right), 1 where the sequence ends here (t + 1 == length); z = sum alpha beta.
+  template <int V>
+  static void backward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *right,
+                             const T *alpha, const T *ends) {
+    const int64_t K = p.states, G = g.lanes;
+    Vec<T> total[V] = {}, scale[V], end[V];
+    for (int v = 0; v < V; ++v) scale[v] = load(w.scale + v * W), end[v] = load(ends + v * W);
+    const T *packed = s.backward;
+    each_tile(K, [&](int64_t i, int rows) {
+      with_constant<Layout::kRows>(rows, [&](auto r) {
+        constexpr int R = decltype(r)::value;
+        outer_tile<T, R, V, false>(K, packed, R, right, g.stride, [&](Vec<T>(&acc)[R][V]) {
+#pragma GCC unroll 8
+          for (int m = 0; m < R; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+              const int64_t at = (i + m) * G + v * W;
+              const Vec<T> y = acc[m][v] * scale[v] + end[v];
+              store(w.beta + at, y);
+              total[v] += y * load(alpha + at);
+            }
+        });
+        packed += K * R;
+      });
+    });
+    for (int v = 0; v < V; ++v) store(w.total + v * W, total[v]);
+  }
+
+  // Posteriors in the place of the forward messages, and the sum of left right^T over the steps; false
+  // where a sequence fell out of range, and `lost` says which.
+  static bool backward(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, uint8_t *lost,
+                       double *second) {
+    const int64_t K = p.states, G = g.lanes, longest = p.lengths[g.order[0]];
+    T ends[kLanes], weight[kLanes];
+    const bool sums = Layout::sums(p);
+    for (int64_t i = 0; i < K * g.stride; ++i) w.left[i] = w.right[i] = T(0);
+    for (int64_t l = 0; l < G; ++l) {
+      w.scale[l] = T(0);
+      weight[l] = l < g.count ? weight_of(p, g.order[l]) : T(0);
+    }
+    bool whole = true;
+    int64_t active = 0, slot = 0;
+    for (int64_t t = longest - 1; t >= 0; --t) {
+      const int64_t before = active;
+      active = active_back(p, g, t, active);
+      const int64_t lanes = (active + W - 1) / W * W;
+      for (int64_t l = 0; l < G; ++l) ends[l] = l >= before && l < active ? T(1) : T(0);
+      observe(p, s, w, g, t, active, -2);
+      T *alpha = w.alpha[0], *right = w.right + slot * G, *left = w.left + slot * G;
+      for (int64_t n = 0; n < lanes; n += W) {
+        gather_rows(K, alpha + n, G, -2 * K,
+                    [&](int64_t l) -> const T * { return n + l < active ? row_of(p, g, n + l, t) : s.zeros; });
+      }
+      with_constant<kVectors>(int(lanes / W),
+                              [&](auto v) { backward_frame<decltype(v)::value>(p, s, w, g, right, alpha, ends); });
+      for (int64_t l = 0; l < lanes; ++l) {
+        if (l < active && !lost[l] && !reached(w.total[l])) lost[l] = 1, whole = false;
+        const bool here = l < active && !lost[l];
+        w.factor[l] = here ? T(1) / w.total[l] : T(0);
+        // What of the pair (t, t + 1) lies in left; a lost sequence adds nothing, even NaN.
+        w.shift[l] = here && weight[l] != T(0) ? w.factor[l] * w.scale[l] * weight[l] : T(0);
+        if (!here && !(w.total[l] <= Float<T>::largest))
+          for (int64_t k = 0; k < K; ++k) right[k * g.stride + l] = T(0);
+      }
+      for (int64_t n = 0; n < lanes; n += W) {
+        const Vec<T> factor = load(w.factor + n), pair = load(w.shift + n);
+        for (int64_t k = 0; k < K; ++k) {
+          const Vec<T> a = load(alpha + k * G + n);
+          store(w.gamma + k * G + n, a * load(w.beta + k * G + n) * factor);
+          store(left + k * g.stride + n, pair == T(0) ? Vec<T>{} : a * pair);
+        }
+        scatter_rows(K, w.gamma + n, G, active - n, [&](int64_t l) { return row_of(p, g, n + l, t); });
+      }
+      if (++slot == g.slots) {
+        if (sums) add_products(K, slot * G, w, g.stride, second);
+        slot = 0;
+      }
+      right = w.right + slot * G;
+      for (int64_t n = 0; n < lanes; n += W) {
+        Vec<T> total = {};
+        for (int64_t k = 0; k < K; ++k) {
+          const Vec<T> y = load(w.b + k * G + n) * load(w.beta + k * G + n);
+          store(right + k * g.stride + n, y);
+          total += y;
+        }
+        store(w.scale + n, total < Float<T>::smallest ? Vec<T>{} : T(1) / total);
+      }
+    }
+    if (sums && slot > 0) add_products(K, slot * G, w, g.stride, second);
+    for (int64_t n = 0; n < g.count; n += W) {  // at the first frame right is b beta
+      const T *right = w.right + slot * G + n;
+      const Vec<T> factor = load(w.factor + n);
+      for (int64_t k = 0; k < K; ++k) store(w.gamma + k * G + n, load(right + k * g.stride) * factor);
+      scatter_rows(K, w.gamma + n, G, g.count - n,
+                   [&](int64_t l) { return static_cast<T *>(p.first) + g.order[n + l] * K; });
+    }
+    return whole;
+  }
+  // second[i][j] += sum over n of left[i][n] * right[j][n].
+  static void add_products(int64_t K, int64_t n, const Scratch &w, int64_t stride, double *second) {
+    const int64_t Kp = Layout::padded(K, W);
+    for (int64_t panel = 0; panel < K; panel += kInnerPanel) {
+      const int64_t end = K - panel < kInnerPanel ? K : panel + kInnerPanel;
+      for (int64_t j = 0; j < K; j += kInnerColumns) {
+        const int64_t columns = K - j < kInnerColumns ? K - j : kInnerColumns;
+        for (int64_t i = panel; i < end; i += kInnerRows) {
+          const int64_t rows = end - i < kInnerRows ? end - i : kInnerRows;
+          inner_tiles<T>.tile[0][rows - 1][columns - 1](n, w.left + i * stride, w.right + j * stride, stride,
+                                                        second + i * Kp + j, Kp, 0);
+        }
+      }
+    }
+  }
+
+  static void run(const HmmParams &p, const HmmPlan &plan, const Shared &s, int64_t index, void *worker, double *unit) {
+    const Group g = group_of(p, plan, index);
+    const int64_t K = p.states, Kp = Layout::padded(K, W);
+    Scratch w;
+    const int64_t bytes = carve(p, g.lanes, worker, w);
+    double *second = reinterpret_cast<double *>(static_cast<char *>(worker) + bytes);
+    uint8_t lost[kLanes] = {};
+    forward(p, s, w, g, lost);
+    if (p.task == kHmmPosteriors) {
+      for (;;) {
+        if (unit != nullptr)
+          for (int64_t i = 0; i < K * Kp; ++i) second[i] = 0;
+        if (backward(p, s, w, g, lost, second)) break;
+        forward(p, s, w, g, lost);  // the lost ones' sums have to come out again
+      }
+      if (unit != nullptr)
+        for (int64_t i = 0; i < K * Kp; ++i) unit[i] += second[i];
+    }
+    for (int64_t l = 0; l < g.count; ++l) p.redo[g.order[l]] = lost[l];
+  }
+};
+
+}  // namespace
+}  // namespace EVIDENS_NAMESPACE

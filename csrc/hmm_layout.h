@@ -1,0 +1,173 @@
+// Hidden Markov models: the choice of lanes, packed transitions, scratch, and frames of observations.
+//
+// All recursions but Viterbi run in linear space: a frame's log-densities are shifted by their
+// maximum before exp, messages are rescaled at every frame, and logarithms are taken of the scales
+// only.  A sequence whose messages leave the range of the type is marked and done again in log space.
+#pragma once
+#include "hmm.h"
+#include "tile.h"
+
+namespace EVIDENS_NAMESPACE {
+namespace {
+
+using namespace evidens;
+
+constexpr int64_t kAlign = 64;
+constexpr int64_t align(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+constexpr int64_t kSlotRows = 320;  // most frames of one product of messages (sums in T)
+
+template <class T> struct Reach;
+// Below `scale` the smaller terms of a sum have been lost; below `tiny` a message itself.  From
+// transitions above `mixing` a lost message would be regained at the next frame, and dwarf it.
+template <> struct Reach<float> { static constexpr float scale = 1e-18f, tiny = 2e-38f, mixing = 1e-12f; };
+template <> struct Reach<double> { static constexpr double scale = 1e-150, tiny = 3e-308, mixing = 1e-20; };
+// NaN is out of reach too: it comes of infinities, where potentials are huge.
+template <class T> EVIDENS_INLINE bool reached(T sum) { return sum >= Reach<T>::scale && sum <= Float<T>::largest; }
+
+struct Carver {
+  char *at;
+  char *begin;
+  explicit Carver(void *base) : at(static_cast<char *>(base)), begin(at) {}
+  template <class U> U *take(int64_t n) {
+    U *r = reinterpret_cast<U *>(at);
+    at += align(n * int64_t(sizeof(U)));
+    return r;
+  }
+  int64_t bytes() const { return at - begin; }
+};
+
+template <class T> struct HmmLayout {
+  static constexpr int W = width<T>, WD = width<double>;
+  static constexpr int kVectors = EVIDENS_REGISTERS == 32 ? 3 : 2;  // of sequences in a group, at most
+  static constexpr int kRows = EVIDENS_REGISTERS == 32 ? 8 : 6;     // states of a tile
+
+  // Packed transitions: in tiles for lanes of sequences, by padded rows for lanes of states.
+  struct Shared {
+    T *forward, *backward;  // to state j from all i; from state i to all j
+    double *log_forward;    // the same in logs, for the best path
+    double *log_columns;    // (K, K): row j holds log A[:, j]
+    T *zeros;               // (K,) what a sequence that has ended observes
+    bool watch;             // a lost message may be needed again
+  };
+
+  static int64_t lanes_wide(const HmmParams &p) { return p.task == kHmmBestPath ? WD : W; }
+  static int64_t padded(int64_t k, int64_t w) { return (k + w - 1) / w * w; }
+  static bool varying(const HmmParams &p) { return p.first_transition != nullptr; }
+  static bool sums(const HmmParams &p) { return p.task == kHmmPosteriors && !p.per_step; }
+
+  static void carve_shared(const HmmParams &p, void *base, Shared &s, int64_t &bytes) {
+    Carver c(base);
+    const int64_t K = p.states, Kp = padded(K, W), Kd = padded(K, WD);
+    const bool best = p.task == kHmmBestPath, shared = !varying(p);
+    bool *watch = c.take<bool>(1);
+    s.zeros = c.take<T>(Kp);
+    s.forward = c.take<T>(!best && shared ? Kp * Kp : 0);
+    s.backward = c.take<T>(p.task == kHmmPosteriors && shared ? Kp * Kp : 0);
+    s.log_forward = c.take<double>(best && shared ? K * Kd : 0);
+    s.log_columns = c.take<double>(best && shared ? K * K : 0);
+    s.watch = base != nullptr && *watch;
+    bytes = c.bytes();
+  }
+
+  // States in tiles of nearly equal height: f(first state, height).
+  template <class F> static void each_tile(int64_t K, F &&f) {
+    const int64_t tiles = (K + kRows - 1) / kRows, height = K / tiles, taller = K % tiles;
+    int64_t j = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int rows = int(height + (i < taller));
+      f(j, rows);
+      j += rows;
+    }
+  }
+
+  static void plan(const HmmParams &p, int64_t threads, HmmPlan &plan) {
+    const int64_t K = p.states, B = p.sequences, w = lanes_wide(p);
+    const int64_t in_lanes = (B + w - 1) / w * (K * K + 20 * K);
+    const int64_t in_states = B * ((K + 20) * ((K + w - 1) / w) + 60);
+    plan.by_lanes = !varying(p) && !p.per_step && in_lanes < in_states;
+    const int64_t all = (B + w - 1) / w;
+    // Sums must not depend on the threads; four groups or more leave none of a few idle.
+    int64_t vectors = sums(p) ? all / 4 : all / (threads < 1 ? 1 : threads);
+    vectors = vectors < 1 ? 1 : vectors > kVectors ? kVectors : vectors;
+    plan.vectors = plan.by_lanes ? int32_t(vectors) : 1;
+    plan.groups = plan.by_lanes ? (all + vectors - 1) / vectors : B;
+    plan.units = !sums(p) ? plan.groups : plan.groups > 32 ? 32 : plan.groups < 1 ? 1 : plan.groups;
+    plan.unit_bytes = sums(p) ? align(K * padded(K, W) * int64_t(sizeof(double))) : 0;
+    Shared s;
+    carve_shared(p, nullptr, s, plan.shared_bytes);
+  }
+
+  // A[i][j] -> tiles of columns (forward) and of rows (backward).
+  static void prepare(const HmmParams &p, const HmmPlan &plan, void *base) {
+    const int64_t K = p.states;
+    Shared s;
+    int64_t bytes;
+    carve_shared(p, base, s, bytes);
+    for (int64_t k = 0; k < padded(K, W); ++k) s.zeros[k] = T(0);
+    *static_cast<bool *>(base) = true;
+    if (varying(p)) return;
+    const T *A = static_cast<const T *>(p.transition);
+    T least = T(1);
+    for (int64_t i = 0; i < K * K; ++i) least = A[i] < least ? A[i] : least;
+    *static_cast<bool *>(base) = !(least >= Reach<T>::mixing);
+    if (p.task == kHmmBestPath) return pack_logs(p, plan, A, s);
+    const bool both = p.task == kHmmPosteriors;
+    if (plan.by_lanes) {
+      T *forward = s.forward, *backward = s.backward;
+      each_tile(K, [&](int64_t j, int rows) {
+        for (int64_t i = 0; i < K; ++i)
+          for (int m = 0; m < rows; ++m) *forward++ = A[i * K + j + m];
+        for (int64_t i = 0; both && i < K; ++i)
+          for (int m = 0; m < rows; ++m) *backward++ = A[(j + m) * K + i];
+      });
+    } else {
+      pad_matrix(A, K, s.forward, both ? s.backward : nullptr);
+    }
+  }
+  static void pack_logs(const HmmParams &p, const HmmPlan &plan, const T *A, const Shared &s) {
+    const int64_t K = p.states, Kd = padded(K, WD);
+    for (int64_t i = 0; i < K; ++i)
+      for (int64_t j = 0; j < K; ++j) s.log_columns[j * K + i] = log_of(A[i * K + j]);
+    double *out = s.log_forward;
+    if (plan.by_lanes) {
+      each_tile(K, [&](int64_t j, int rows) {
+        for (int64_t i = 0; i < K; ++i)
+          for (int m = 0; m < rows; ++m) *out++ = s.log_columns[(j + m) * K + i];
+      });
+    } else {
+      for (int64_t i = 0; i < K; ++i)
+        for (int64_t j = 0; j < Kd; ++j) *out++ = j < K ? s.log_columns[j * K + i] : -__builtin_inf();
+    }
+  }
+  static double log_of(T x) {
+    return x > T(0) ? __builtin_log(double(x)) : x == T(0) ? -__builtin_inf() : __builtin_nan("");
+  }
+  // Rows padded to whole vectors by zeros, and the same of the transpose; rows beyond K are zero.
+  static void pad_matrix(const T *A, int64_t K, T *rows, T *columns) {
+    const int64_t Kp = padded(K, W);
+    for (int64_t i = 0; i < Kp; ++i)
+      for (int64_t j = 0; j < Kp; ++j) {
+        if (rows != nullptr) rows[i * Kp + j] = i < K && j < K ? A[i * K + j] : T(0);
+        if (columns != nullptr) columns[i * Kp + j] = i < K && j < K ? A[j * K + i] : T(0);
+      }
+  }
+
+  static const T *initial_of(const HmmParams &p, int64_t b) {
+    return static_cast<const T *>(p.initial) + b * p.initial_stride;
+  }
+  static const T *frame(const HmmParams &p, int64_t b, int64_t t) {
+    return static_cast<const T *>(p.log_obs) + (p.starts[b] + t) * p.states;
+  }
+  static T weight_of(const HmmParams &p, int64_t b) { return p.weight ? static_cast<const T *>(p.weight)[b] : T(1); }
+
+  // exp of a shifted log-density; with `watch`, a possible state never becomes an impossible one.
+  EVIDENS_INLINE Vec<T> density(Vec<T> shifted, bool watch) {
+    const Vec<T> b = exp_nonpositive<T>(shifted);
+    if (!watch) return b;
+    const Vec<T> least = broadcast<T>(Float<T>::smallest);
+    return shifted > -T(__builtin_inf()) ? max<T>(least, b) : b;
+  }
+};
+
+}  // namespace
+}  // namespace EVIDENS_NAMESPACE

@@ -1,0 +1,172 @@
+// Hidden Markov models: the best path (Viterbi), in log space and in double.
+//
+// Only the best scores are kept; going back, the predecessor is found again among them, which takes K
+// additions for a frame where keeping it would burden all K x K.  Ties as hmmlearn breaks them: the
+// first of the best states at the end, the last of the best predecessors.
+#pragma once
+#include "hmm_layout.h"
+#include "transpose.h"
+
+namespace EVIDENS_NAMESPACE {
+namespace {
+
+template <class T> struct HmmPath : HmmLayout<T> {
+  using Layout = HmmLayout<T>;
+  using Layout::padded, Layout::frame, Layout::varying, Layout::kVectors, Layout::kRows;
+  using typename Layout::Shared;
+  static constexpr int W = width<double>;
+  typedef Vec<double> V;
+
+  static int64_t lanes_of(const HmmPlan &plan) { return plan.by_lanes ? plan.vectors * W : 1; }
+  static int64_t carve(const HmmParams &p, const HmmPlan &plan, void *base, double *&scores, double *&b,
+                       double *&matrix) {
+    Carver c(base);
+    const int64_t K = p.states, Kd = padded(K, W), longest = p.sequences ? p.lengths[p.order[0]] : 0;
+    const int64_t row = plan.by_lanes ? K * lanes_of(plan) : Kd;
+    scores = c.take<double>(longest * row);
+    b = c.take<double>(row);
+    matrix = c.take<double>(varying(p) ? 2 * K * Kd : 0);
+    return c.bytes();
+  }
+
+  // next[j] = b[j] + max_i (log A[i][j] + best[i]) for all lanes.
+  template <int NV>
+  static void step(int64_t K, const double *packed, const double *best, int64_t G, const double *b, double *next) {
+    Layout::each_tile(K, [&](int64_t j, int rows) {
+      with_constant<kRows>(rows, [&](auto r) {
+        constexpr int R = decltype(r)::value;
+        V acc[R][NV];
+#pragma GCC unroll 8
+        for (int e = 0; e < R * NV; ++e) acc[e / NV][e % NV] = broadcast<double>(-__builtin_inf());
+        for (int64_t i = 0; i < K; ++i, packed += R) {
+          V x[NV];
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) x[v] = load(best + i * G + v * W);
+#pragma GCC unroll 8
+          for (int m = 0; m < R; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) acc[m][v] = max<double>(packed[m] + x[v], acc[m][v]);
+        }
+#pragma GCC unroll 8
+        for (int e = 0; e < R * NV; ++e) {
+          const int64_t at = (j + e / NV) * G + e % NV * W;
+          store(next + at, load(b + at) + acc[e / NV][e % NV]);
+        }
+      });
+    });
+  }
+
+  static void run_lanes(const HmmParams &p, const HmmPlan &plan, const Shared &s, int64_t index, double *scores,
+                        double *b) {
+    const int64_t K = p.states, G = lanes_of(plan), *order = p.order + index * G;
+    const int64_t count = p.sequences - index * G < G ? p.sequences - index * G : G, longest = p.lengths[order[0]];
+    double bad[kVectors * W] = {};
+    int64_t active = count;
+    for (int64_t t = 0; t < longest; ++t) {
+      while (active > 0 && p.lengths[order[active - 1]] <= t) --active;
+      double *next = scores + t * K * G;
+      for (int64_t n = 0; n < active; n += W) {
+        gather_rows(K, b + n, G, 2 * K,
+                    [&](int64_t l) -> const T * { return frame(p, order[n + l < active ? n + l : 0], t); });
+        V infinite = {};  // NaN where a density is NaN or +inf
+        for (int64_t k = 0; k < K; ++k) infinite += max<double>(V{}, load(b + k * G + n)) * 0.;
+        store(bad + n, load(bad + n) + infinite);
+        if (t > 0) continue;
+        gather_rows(K, next + n, G, 0,
+                    [&](int64_t l) -> const T * { return Layout::initial_of(p, order[n + l < active ? n + l : 0]); });
+        for (int64_t k = 0; k < K; ++k)
+          for (int l = 0; l < W; ++l) {
+            double &at = next[k * G + n + l];
+            at = b[k * G + n + l] + Layout::log_of(T(at));
+          }
+      }
+      if (t == 0) continue;
+      with_constant<kVectors>(int((active + W - 1) / W),
+                              [&](auto v) { step<decltype(v)::value>(K, s.log_forward, next - K * G, G, b, next); });
+    }
+    for (int64_t l = 0; l < count; ++l) {
+      trace(p, order[l], bad[l], scores + l, K * G, G, [&](int64_t, int64_t j) { return s.log_columns + j * K; });
+    }
+  }
+
+  static void run_states(const HmmParams &p, const Shared &s, int64_t b, double *scores, double *row, double *matrix) {
+    const int64_t K = p.states, Kd = padded(K, W), length = p.lengths[b];
+    const T *initial = Layout::initial_of(p, b);
+    double bad = 0, *columns = matrix + K * Kd;
+    for (int64_t t = 0; t < length; ++t) {
+      const T *x = frame(p, b, t);
+      double *next = scores + t * Kd;
+      for (int64_t k = 0; k < Kd; ++k) row[k] = k < K ? double(x[k]) : -__builtin_inf();
+      for (int64_t k = 0; k < K; ++k) bad += (row[k] > 0. ? row[k] : row[k] == row[k] ? 0. : row[k]) * 0.;
+      if (t == 0) {
+        for (int64_t k = 0; k < Kd; ++k) next[k] = row[k] + (k < K ? Layout::log_of(initial[k]) : 0.);
+        continue;
+      }
+      const double *logs = s.log_forward;
+      if (varying(p)) logs_of_step(p, b, t - 1, matrix, columns), logs = matrix;
+      for (int64_t j = 0; j < Kd; j += W) {
+        V best[4];
+        for (V &y : best) y = broadcast<double>(-__builtin_inf());
+        int64_t i = 0;
+        for (; i + 4 <= K; i += 4)
+#pragma GCC unroll 4
+          for (int c = 0; c < 4; ++c) best[c] = max<double>(next[i + c - Kd] + load(logs + (i + c) * Kd + j), best[c]);
+        for (; i < K; ++i) best[0] = max<double>(next[i - Kd] + load(logs + i * Kd + j), best[0]);
+        const V most = max<double>(max<double>(best[0], best[1]), max<double>(best[2], best[3]));
+        store(next + j, load(row + j) + most);
+      }
+    }
+    trace(p, b, bad, scores, Kd, 1, [&](int64_t t, int64_t j) -> const double * {
+      if (!varying(p)) return s.log_columns + j * K;
+      logs_of_step(p, b, t, matrix, columns);
+      return columns + j * K;
+    });
+  }
+  static void logs_of_step(const HmmParams &p, int64_t b, int64_t t, double *rows, double *columns) {
+    const int64_t K = p.states, Kd = padded(K, W);
+    const T *A = static_cast<const T *>(p.transition) + (p.first_transition[b] + t) * K * K;
+    for (int64_t i = 0; i < K; ++i)
+      for (int64_t j = 0; j < Kd; ++j) {
+        const double y = j < K ? Layout::log_of(A[i * K + j]) : -__builtin_inf();
+        rows[i * Kd + j] = y;
+        if (j < K) columns[j * K + i] = y;
+      }
+  }
+
+  // From the scores (frames `frame_step` apart, states `state_step`); into(t, j): log A_t[:, j].
+  template <class Into>
+  static void trace(const HmmParams &p, int64_t b, double bad, const double *scores, int64_t frame_step,
+                    int64_t state_step, Into &&into) {
+    const int64_t K = p.states, length = p.lengths[b];
+    int64_t *path = p.paths + p.starts[b], state = 0;
+    const double *last = scores + (length - 1) * frame_step;
+    for (int64_t k = 1; k < K; ++k) state = last[k * state_step] > last[state * state_step] ? k : state;
+    const double score = last[state * state_step] + bad;
+    p.log_likelihood[b] = score;
+    if (!(score > -__builtin_inf())) {
+      for (int64_t t = 0; t < length; ++t) path[t] = -1;
+      return;
+    }
+    path[length - 1] = state;
+    for (int64_t t = length - 2; t >= 0; --t) {
+      const double *row = scores + t * frame_step, *columns = into(t, state);
+      double best = -__builtin_inf();
+      for (int64_t i = 0; i < K; ++i) {
+        const double y = row[i * state_step] + columns[i];
+        state = y >= best ? i : state;
+        best = y >= best ? y : best;
+      }
+      path[t] = state;
+    }
+  }
+
+  static void run(const HmmParams &p, const HmmPlan &plan, const Shared &s, int64_t index, void *worker) {
+    double *scores, *b, *matrix;
+    carve(p, plan, worker, scores, b, matrix);
+    if (plan.by_lanes) run_lanes(p, plan, s, index, scores, b);
+    else run_states(p, s, p.order[index], scores, b, matrix);
+  }
+};
+
+}  // namespace
+}  // namespace EVIDENS_NAMESPACE

@@ -1,0 +1,113 @@
+"""The hidden Markov model ops on CPU tensors: addresses and strides for ``evidens._C``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evidens._native import empty, library
+
+__all__ = ["best_path", "draw_paths", "forward", "log_likelihood", "posteriors"]
+
+# The tasks of csrc/hmm.h, in its order.
+_LOG_LIKELIHOOD, _FORWARD, _POSTERIORS, _BEST_PATH, _DRAW_PATHS = range(5)
+
+_Where = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _run(
+    task: int,
+    where: _Where,
+    *,
+    weight: Tensor | None = None,
+    posteriors: Tensor | None = None,
+    first: Tensor | None = None,
+    second: Tensor | None = None,
+    per_step: bool = False,
+    paths: Tensor | None = None,
+    draws: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    """Calls the kernel, which fills every result; the log-likelihoods (B,) float64."""
+    log_obs, initial, transition, starts, lengths, first_step = where
+    n, k = log_obs.shape
+    total = log_obs.new_empty((starts.shape[0],), dtype=torch.float64)
+    if starts.shape[0] == 0:  # nor do its tensors have addresses
+        return total
+    library.hmm(
+        task,
+        log_obs.dtype is torch.float64,
+        n,
+        starts.shape[0],
+        k,
+        log_obs.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        initial.data_ptr(),
+        k if initial.ndim == 2 else 0,
+        transition.data_ptr(),
+        first_step.data_ptr() if transition.ndim == 3 else 0,
+        first_step.data_ptr() if per_step else 0,
+        _address(weight),
+        total.data_ptr(),
+        _address(posteriors),
+        _address(first),
+        _address(second),
+        _address(paths),
+        draws,
+        seed & 0xFFFFFFFFFFFFFFFF,
+    )
+    return total
+
+
+def log_likelihood(*where: Tensor) -> Tensor:
+    return _run(_LOG_LIKELIHOOD, where).to(where[0].dtype)
+
+
+def forward(*where: Tensor) -> tuple[Tensor, Tensor]:
+    filtered = empty(where[0], where[0].shape)
+    return _run(_FORWARD, where, posteriors=filtered), filtered
+
+
+def posteriors(*args: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *where, weight, pairwise = args
+    log_obs, _, transition, starts, *_ = where
+    k = log_obs.shape[1]
+    per_step = bool(pairwise) or transition.ndim == 3
+    result = empty(log_obs, log_obs.shape)
+    first = log_obs.new_empty((starts.shape[0], k))
+    if transition.ndim == 3:
+        second = torch.zeros_like(transition)
+    elif pairwise:
+        second = log_obs.new_zeros((max(log_obs.shape[0] - starts.shape[0], 0), k, k))
+    else:
+        second = log_obs.new_zeros((k, k), dtype=torch.float64)
+    weight = None if weight is None else weight.contiguous()
+    total = _run(
+        _POSTERIORS,
+        where,
+        weight=weight,
+        posteriors=result,
+        first=first,
+        second=second,
+        per_step=per_step,
+    )
+    return total, result, first, second
+
+
+def best_path(*where: Tensor) -> tuple[Tensor, Tensor]:
+    states = where[0].new_empty((where[0].shape[0],), dtype=torch.int64)
+    return states, _run(_BEST_PATH, where, paths=states)
+
+
+def draw_paths(*args: Tensor | int) -> Tensor:
+    *where, seed, n = args
+    log_obs = where[0]
+    states = log_obs.new_empty((n, log_obs.shape[0]), dtype=torch.int64)
+    scratch = empty(log_obs, log_obs.shape)
+    _run(_DRAW_PATHS, where, posteriors=scratch, paths=states, draws=n, seed=seed)
+    return states
