@@ -84,8 +84,50 @@ template <class T> struct HmmPath : HmmLayout<T> {
       with_constant<kVectors>(int((active + W - 1) / W),
                               [&](auto v) { step<decltype(v)::value>(K, s.log_forward, next - K * G, G, b, next); });
     }
+    for (int64_t n = 0; n < count; n += W)
+      trace_lanes(p, s, order + n, count - n < W ? count - n : W, bad + n, scores + n, G, b + n);
+  }
+
+  // Back along the sequences of one vector: the columns of log A that lead to their states become
+  // lanes, and the predecessors are met in two halves, each a chain of its own.
+  static void trace_lanes(const HmmParams &p, const Shared &s, const int64_t *order, int64_t count, const double *bad,
+                          const double *scores, int64_t G, double *columns) {
+    typedef Vec<Int<double>> States;
+    struct Best {
+      V score;
+      States state;
+      void meet(V y, States i) {
+        const auto up = y >= score;
+        score = up ? y : score, state = up ? i : state;
+      }
+    };
+    const int64_t K = p.states, half = K / 2;
+    Int<double> state[W] = {}, lengths[W] = {};
+    bool possible[W] = {};
     for (int64_t l = 0; l < count; ++l) {
-      trace(p, order[l], bad[l], scores + l, K * G, G, [&](int64_t, int64_t j) { return s.log_columns + j * K; });
+      lengths[l] = p.lengths[order[l]];
+      possible[l] = end(p, order[l], bad[l], scores + l + (lengths[l] - 1) * K * G, G, state[l]);
+    }
+    for (int64_t t = lengths[0] - 2; t >= 0; --t) {
+      const double *row = scores + t * K * G;
+      gather_rows(K, columns, G, 0, [&](int64_t l) { return s.log_columns + state[l] * K; });
+      States old, running;
+      __builtin_memcpy(&old, state, sizeof(old));
+      __builtin_memcpy(&running, lengths, sizeof(running));
+      running = running > t + 1;
+      const V none = broadcast<double>(-__builtin_inf());
+      Best low{none, old}, high{none, old};
+      States i = {};
+      for (int64_t k = 0; k < half; ++k, i += 1) {
+        low.meet(load(row + k * G) + load(columns + k * G), i);
+        high.meet(load(row + (k + half) * G) + load(columns + (k + half) * G), i + half);
+      }
+      if (2 * half < K) high.meet(load(row + (K - 1) * G) + load(columns + (K - 1) * G), i + half);
+      low.meet(high.score, high.state);
+      const States now = running ? low.state : old;
+      __builtin_memcpy(state, &now, sizeof(now));
+      for (int64_t l = 0; l < count; ++l)
+        if (possible[l] && running[l]) p.paths[p.starts[order[l]] + t] = state[l];
     }
   }
 
@@ -133,21 +175,28 @@ template <class T> struct HmmPath : HmmLayout<T> {
       }
   }
 
+  // The score and the last state of a path; false, with all states -1, where there is none.
+  static bool end(const HmmParams &p, int64_t b, double bad, const double *last, int64_t state_step,
+                  Int<double> &state) {
+    const int64_t length = p.lengths[b];
+    int64_t *path = p.paths + p.starts[b];
+    state = 0;
+    for (int64_t k = 1; k < p.states; ++k) state = last[k * state_step] > last[state * state_step] ? k : state;
+    const double score = p.log_likelihood[b] = last[state * state_step] + bad;
+    const bool possible = score > -__builtin_inf();
+    if (possible) path[length - 1] = state;
+    else
+      for (int64_t t = 0; t < length; ++t) path[t] = -1;
+    return possible;
+  }
   // From the scores (frames `frame_step` apart, states `state_step`); into(t, j): log A_t[:, j].
   template <class Into>
   static void trace(const HmmParams &p, int64_t b, double bad, const double *scores, int64_t frame_step,
                     int64_t state_step, Into &&into) {
     const int64_t K = p.states, length = p.lengths[b];
-    int64_t *path = p.paths + p.starts[b], state = 0;
-    const double *last = scores + (length - 1) * frame_step;
-    for (int64_t k = 1; k < K; ++k) state = last[k * state_step] > last[state * state_step] ? k : state;
-    const double score = last[state * state_step] + bad;
-    p.log_likelihood[b] = score;
-    if (!(score > -__builtin_inf())) {
-      for (int64_t t = 0; t < length; ++t) path[t] = -1;
-      return;
-    }
-    path[length - 1] = state;
+    int64_t *path = p.paths + p.starts[b];
+    Int<double> state;
+    if (!end(p, b, bad, scores + (length - 1) * frame_step, state_step, state)) return;
     for (int64_t t = length - 2; t >= 0; --t) {
       const double *row = scores + t * frame_step, *columns = into(t, state);
       double best = -__builtin_inf();
