@@ -29,11 +29,12 @@ template <class T> struct HmmExact : HmmLayout<T> {
   }
   static void logs_of(const T *A, int64_t K, const Scratch &w) {
     const int64_t Kd = padded(K, WD);
-    for (int64_t i = 0; i < Kd; ++i)
-      for (int64_t j = 0; j < Kd; ++j) {
-        const double y = i < K && j < K ? Layout::log_of(A[i * K + j]) : -__builtin_inf();
-        w.log_a[i * Kd + j] = w.log_columns[j * Kd + i] = y;
-      }
+    for (int64_t i = 0; i < Kd; ++i) {
+      double *row = w.log_a + i * Kd;
+      for (int64_t j = 0; j < Kd; ++j) row[j] = i < K && j < K ? double(A[i * K + j]) : 0.;
+      for (int64_t j = 0; j < Kd; j += WD) store(row + j, log<double>(load(row + j)));
+      for (int64_t j = 0; j < Kd; ++j) w.log_columns[j * Kd + i] = row[j];
+    }
   }
   // out[j] = add[j] + log sum_i exp(x[i] + rows[i][j])
   static void log_product(int64_t K, const double *x, const double *rows, const double *add, double *out) {
@@ -67,7 +68,6 @@ template <class T> struct HmmExact : HmmLayout<T> {
   // Everything of sequence b; `second` takes its share of the sum over sequences.
   static void run(int64_t b, const HmmParams &p, void *worker, double *second) {
     const int64_t K = p.states, Kd = padded(K, WD), length = p.lengths[b];
-    const double inf = __builtin_inf();
     const bool all = p.task != kHmmLogLikelihood;
     Scratch w;
     carve(p, p.lengths[p.order[0]], worker, w);
@@ -85,39 +85,46 @@ template <class T> struct HmmExact : HmmLayout<T> {
       }
       if (p.task != kHmmForward) continue;
       const double sum = log_sum(K, alpha);
-      for (int64_t k = 0; k < K; ++k) rows[t * K + k] = sum == -inf ? T(0) : T(exp_of(alpha[k] - sum));
+      probabilities(K, sum, [&](int64_t k) { return load(alpha + k); }, w.b);
+      for (int64_t k = 0; k < K; ++k) rows[t * K + k] = T(w.b[k]);
     }
     const double total = log_sum(K, w.alpha + (length - 1) * Kd);
     p.log_likelihood[b] = total;
     if (p.task == kHmmPosteriors) backward(b, p, w, rows, total, second);
     if (p.task == kHmmDrawPaths) draw(b, p, w, total);
   }
-  static double exp_of(double x) { return exp<double>(broadcast<double>(x))[0]; }
+  // exp(x(k) - total), 0 where nothing is possible.
+  template <class F> EVIDENS_INLINE void probabilities(int64_t K, double total, F &&x, double *out) {
+    const bool impossible = total == -__builtin_inf();
+    for (int64_t k = 0; k < padded(K, WD); k += WD) store(out + k, impossible ? V{} : exp<double>(x(k) - total));
+  }
 
   static void backward(int64_t b, const HmmParams &p, const Scratch &w, T *rows, double total, double *second) {
     const int64_t K = p.states, Kd = padded(K, WD), Kp = padded(K, width<T>), length = p.lengths[b];
-    const bool impossible = total == -__builtin_inf();
     const double weight = double(Layout::weight_of(p, b));
-    T *first = static_cast<T *>(p.first) + b * K;
     for (int64_t k = 0; k < Kd; ++k) w.beta[k] = 0;
     for (int64_t t = length - 1; t >= 0; --t) {
       const double *alpha = w.alpha + t * Kd;
-      for (int64_t k = 0; k < K; ++k) rows[t * K + k] = impossible ? T(0) : T(exp_of(alpha[k] + w.beta[k] - total));
+      probabilities(K, total, [&](int64_t k) { return load(alpha + k) + load(w.beta + k); }, w.b);
+      for (int64_t k = 0; k < K; ++k) rows[t * K + k] = T(w.b[k]);
       observe(p, b, t, w.b);
       for (int64_t k = 0; k < Kd; ++k) w.right[k] = w.b[k] + w.beta[k];
       if (t == 0) break;
       T *out = p.per_step ? static_cast<T *>(p.second) + (p.second_row[b] + t - 1) * K * K : nullptr;
-      for (int64_t i = 0; i < K; ++i)
+      for (int64_t i = 0; i < K && (out != nullptr || weight != 0); ++i) {
+        probabilities(K, total, [&](int64_t j) { return alpha[i - Kd] + load(w.right + j); }, w.b);
         for (int64_t j = 0; j < K; ++j) {
-          const double y = impossible ? 0. : exp_of(alpha[i - Kd] + w.right[j] - total);
-          if (out != nullptr) out[i * K + j] = bounded(y);
-          else if (weight != 0) second[i * Kp + j] += y * weight;
+          if (out != nullptr) out[i * K + j] = bounded(w.b[j]);
+          else second[i * Kp + j] += w.b[j] * weight;
         }
+      }
       use_step(p, b, t - 1, w);
       for (int64_t k = 0; k < Kd; ++k) w.b[k] = 0;
       log_product(K, w.right, w.log_columns, w.b, w.beta);
     }
-    for (int64_t k = 0; k < K; ++k) first[k] = impossible ? T(0) : bounded(exp_of(w.right[k] - total));
+    T *first = static_cast<T *>(p.first) + b * K;
+    probabilities(K, total, [&](int64_t k) { return load(w.right + k); }, w.b);
+    for (int64_t k = 0; k < K; ++k) first[k] = bounded(w.b[k]);
   }
   static T bounded(double y) {  // a derivative at a probability of zero may exceed the largest number
     const double most = double(Float<T>::largest);
@@ -157,11 +164,11 @@ template <class T> struct HmmExact : HmmLayout<T> {
         const double *alpha = w.alpha + t * Kd, *into = nullptr;
         if (t + 1 < length) use_step(p, b, t, w), into = w.log_columns + path[t + 1] * Kd;
         double top = -__builtin_inf();
-        for (int64_t k = 0; k < K; ++k) {
-          w.b[k] = alpha[k] + (into ? into[k] : 0.);
-          top = w.b[k] > top ? w.b[k] : top;
+        for (int64_t k = 0; k < Kd; ++k) {
+          w.right[k] = alpha[k] + (into ? into[k] : 0.);
+          top = w.right[k] > top ? w.right[k] : top;
         }
-        for (int64_t k = 0; k < K; ++k) w.b[k] = exp_of(w.b[k] - top);
+        probabilities(K, top, [&](int64_t k) { return load(w.right + k); }, w.b);
         path[t] = pick(K, uniform_of(p, d, b, t), [&](int64_t k) { return w.b[k]; });
       }
     }

@@ -71,7 +71,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * g.lanes), top);
       const Vec<T> shift = top == -T(__builtin_inf()) ? Vec<T>{} : top;
       store(w.shift + n, shift);
-      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, s.watch));
+      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, *s.watched));
     }
   }
   EVIDENS_INLINE T *row_of(const HmmParams &p, const Group &g, int64_t lane, int64_t t) {
@@ -152,7 +152,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         with_constant<kVectors>(int((active + W - 1) / W), [&](auto v) {
           constexpr int V = decltype(v)::value;
           const T *alpha = w.alpha[(t & 1) ^ 1];
-          if (s.watch) forward_frame<V, true>(p, s, w, g, alpha, next, lost);
+          if (*s.watched) forward_frame<V, true>(p, s, w, g, alpha, next, lost);
           else forward_frame<V, false>(p, s, w, g, alpha, next, lost);
         });
       }

@@ -47,7 +47,7 @@ template <class T> struct HmmLayout {
     double *log_forward;    // the same in logs, for the best path
     double *log_columns;    // (K, K): row j holds log A[:, j]
     T *zeros;               // (K,) what a sequence that has ended observes
-    bool watch;             // a lost message may be needed again
+    bool *watched;          // a lost message may be needed again
   };
 
   static int64_t lanes_wide(const HmmParams &p) { return p.task == kHmmBestPath ? WD : W; }
@@ -59,13 +59,12 @@ template <class T> struct HmmLayout {
     Carver c(base);
     const int64_t K = p.states, Kp = padded(K, W), Kd = padded(K, WD);
     const bool best = p.task == kHmmBestPath, shared = !varying(p);
-    bool *watch = c.take<bool>(1);
+    s.watched = c.take<bool>(1);
     s.zeros = c.take<T>(Kp);
     s.forward = c.take<T>(!best && shared ? Kp * Kp : 0);
     s.backward = c.take<T>(p.task == kHmmPosteriors && shared ? Kp * Kp : 0);
     s.log_forward = c.take<double>(best && shared ? K * Kd : 0);
     s.log_columns = c.take<double>(best && shared ? K * K : 0);
-    s.watch = base != nullptr && *watch;
     bytes = c.bytes();
   }
 
@@ -104,12 +103,12 @@ template <class T> struct HmmLayout {
     int64_t bytes;
     carve_shared(p, base, s, bytes);
     for (int64_t k = 0; k < padded(K, W); ++k) s.zeros[k] = T(0);
-    *static_cast<bool *>(base) = true;
+    *s.watched = true;
     if (varying(p)) return;
     const T *A = static_cast<const T *>(p.transition);
     T least = T(1);
     for (int64_t i = 0; i < K * K; ++i) least = A[i] < least ? A[i] : least;
-    *static_cast<bool *>(base) = !(least >= Reach<T>::mixing);
+    *s.watched = !(least >= Reach<T>::mixing);
     if (p.task == kHmmBestPath) return pack_logs(p, plan, A, s);
     const bool both = p.task == kHmmPosteriors;
     if (plan.by_lanes) {

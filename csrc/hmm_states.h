@@ -46,7 +46,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
       for (int64_t k = 0; k < Kp; k += W) top = max<T>(load(out + k), top);
       const T most = greatest<T>(top), shift = most == -inf ? T(0) : most;
       shifts[t - begin] = shift;
-      for (int64_t k = 0; k < Kp; k += W) store(out + k, density(load(out + k) - shift, s.watch));
+      for (int64_t k = 0; k < Kp; k += W) store(out + k, density(load(out + k) - shift, *s.watched));
     }
   }
 
@@ -228,7 +228,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
     double *second = reinterpret_cast<double *>(static_cast<char *>(worker) + bytes);
     if (unit != nullptr)
       for (int64_t i = 0; i < K * Kp; ++i) second[i] = 0;
-    bool reached = s.watch ? forward<true>(p, s, w, b) : forward<false>(p, s, w, b);
+    bool reached = *s.watched ? forward<true>(p, s, w, b) : forward<false>(p, s, w, b);
     if (reached && p.task == kHmmPosteriors) {
       reached = backward(p, s, w, b, second);
       if (reached && unit != nullptr)
