@@ -11,7 +11,8 @@ template <class T> struct HmmStates : HmmLayout<T> {
   using typename Layout::Shared;
   static constexpr int kColumns = EVIDENS_REGISTERS == 32 ? 8 : 4;  // most vectors of one product
   static constexpr int kSteps = 128;                                // between two products of messages
-  static constexpr int kFrames = 32;                                // observed at once, a multiple of W
+  static constexpr int kFrames = 32;                                // whose logarithms are taken at once
+  static constexpr int kAhead = 2;                                  // frames that are observed before they are met
 
   struct Scratch {
     T *b;                          // (frames, Kp) exp(log_obs - shift)
@@ -34,21 +35,26 @@ template <class T> struct HmmStates : HmmLayout<T> {
     return c.bytes();
   }
 
-  // Shifted densities of the frames begin .. end, 0 beyond the states, and their shifts.
-  static void observe(const HmmParams &p, const Shared &s, int64_t b, int64_t begin, int64_t end, T *out, T *shifts) {
+  // Shifted densities of one frame, 0 beyond the states; returns their shift.  Frames are observed
+  // some steps before they are met, in the shadow of the recursion's latency.
+  EVIDENS_INLINE T observe(const HmmParams &p, const Shared &s, const Scratch &w, int64_t b, int64_t t) {
     const int64_t K = p.states, Kp = padded(K, W);
-    const T inf = T(__builtin_inf());
-    for (int64_t t = begin; t < end; ++t, out += Kp) {
-      const T *row = frame(p, b, t);
-      for (int64_t k = 0; k < K; ++k) out[k] = row[k];
-      for (int64_t k = K; k < Kp; ++k) out[k] = -inf;
-      Vec<T> top = broadcast<T>(-inf);
-      for (int64_t k = 0; k < Kp; k += W) top = max<T>(load(out + k), top);
-      const T most = greatest<T>(top), shift = most == -inf ? T(0) : most;
-      shifts[t - begin] = shift;
-      for (int64_t k = 0; k < Kp; k += W) store(out + k, density(load(out + k) - shift, *s.watched));
+    const T inf = T(__builtin_inf()), *row = frame(p, b, t);
+    T *out = density_of(w, Kp, t);
+    Vec<T> top = broadcast<T>(-inf);
+    int64_t k = 0;
+    for (; k + W <= K; k += W) top = max<T>(load(row + k), top);
+    if (k < K) {
+      store(out + k, broadcast<T>(-inf));
+      for (int64_t i = k; i < K; ++i) out[i] = row[i];
+      top = max<T>(load(out + k), top);
     }
+    const T most = greatest<T>(top), shift = most == -inf ? T(0) : most;
+    for (k = 0; k + W <= K; k += W) store(out + k, density(load(row + k) - shift, *s.watched));
+    if (k < K) store(out + k, density(load(out + k) - shift, *s.watched));
+    return shift;
   }
+  static T *density_of(const Scratch &w, int64_t Kp, int64_t t) { return w.b + t % kFrames * Kp; }
 
   // out[j] = sum_i x[i] rows[i][j], consumed vector by vector: f(j, product).  Few vectors are
   // summed in several chains, which hides the latency of each.
@@ -93,13 +99,14 @@ template <class T> struct HmmStates : HmmLayout<T> {
     const bool keep = p.task != kHmmLogLikelihood, normalise = p.task != kHmmPosteriors;
     T *out = keep ? static_cast<T *>(p.posteriors) + p.starts[b] * K : nullptr;
     double log_likelihood = 0;
-    T scale = T(1), shifts[kFrames], sums[kFrames];
+    T scale = T(1), sums[kFrames];
     bool lost = false;
+    for (int64_t t = 0; t < kAhead && t < length; ++t) log_likelihood += double(observe(p, s, w, b, t));
     for (int64_t t0 = 0; t0 < length; t0 += kFrames) {
       const int64_t end = length - t0 < kFrames ? length : t0 + kFrames;
-      observe(p, s, b, t0, end, w.b, shifts);
       for (int64_t t = t0; t < end; ++t) {
-        const T *density = w.b + (t - t0) * Kp;
+        if (t + kAhead < length) log_likelihood += double(observe(p, s, w, b, t + kAhead));
+        const T *density = density_of(w, Kp, t);
         T *next = w.alpha[t & 1];
         Vec<T> total = {};
         Vec<Int<T>> gone = {};
@@ -131,7 +138,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
       // Off the chain of the recursion, a vector of frames at a time.
       for (int64_t t = end - t0; t < kFrames; ++t) sums[t] = T(1);
       for (int64_t t = 0; t < kFrames; t += W) store(sums + t, log<T>(load(sums + t)));
-      for (int64_t t = 0; t < end - t0; ++t) log_likelihood += double(shifts[t]) + double(sums[t]);
+      for (int64_t t = 0; t < end - t0; ++t) log_likelihood += double(sums[t]);
     }
     p.log_likelihood[b] = log_likelihood;
     return true;
@@ -141,14 +148,12 @@ template <class T> struct HmmStates : HmmLayout<T> {
     const int64_t K = p.states, Kp = padded(K, W), length = p.lengths[b];
     const T weight = weight_of(p, b);
     T *rows = static_cast<T *>(p.posteriors) + p.starts[b] * K, *alpha = w.alpha[0];
-    T scale = T(0), factor = T(0), shifts[kFrames];
-    int64_t step = 0, t0 = length;
+    T scale = T(0), factor = T(0);
+    int64_t step = 0;
     for (int64_t k = 0; k < Kp; ++k) w.message[k] = alpha[k] = T(0);
+    for (int64_t t = length - 1; t >= 0 && t > length - 1 - kAhead; --t) observe(p, s, w, b, t);
     for (int64_t t = length - 1; t >= 0; --t) {
-      if (t < t0) {
-        t0 = t < kFrames ? 0 : t + 1 - kFrames;
-        observe(p, s, b, t0, t + 1, w.b, shifts);
-      }
+      if (t >= kAhead) observe(p, s, w, b, t - kAhead);
       for (int64_t k = 0; k < K; ++k) alpha[k] = rows[t * K + k];
       Vec<T> total = {};
       if (t + 1 == length) {
@@ -184,7 +189,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
       for (int64_t k = 0; k < K; ++k) rows[t * K + k] = alpha[k] * w.beta[k] * factor;
       total = Vec<T>{};
       for (int64_t k = 0; k < Kp; k += W) {
-        const Vec<T> y = load(w.b + (t - t0) * Kp + k) * load(w.beta + k);
+        const Vec<T> y = load(density_of(w, Kp, t) + k) * load(w.beta + k);
         store(w.message + k, y);
         total += y;
       }
