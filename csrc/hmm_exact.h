@@ -1,6 +1,9 @@
 // Hidden Markov models in log space, in double, one sequence at a time: what linear space lost.
+//
+// Messages are logarithms.  A product with the transitions leaves log space for one frame, behind the
+// shift of its greatest message, and takes an exp for every pair of states only where that is not enough.
 #pragma once
-#include "hmm_layout.h"
+#include "hmm_states.h"
 #include "philox.h"
 
 namespace EVIDENS_NAMESPACE {
@@ -10,43 +13,66 @@ template <class T> struct HmmExact : HmmLayout<T> {
   using Layout = HmmLayout<T>;
   using Layout::WD, Layout::padded, Layout::frame, Layout::varying;
   typedef Vec<double> V;
+  // Sums within are right: what an exp lost is far below the one, and nothing is near the other's end.
+  static constexpr double kLeast = 1e-200, kMost = 1e300;
 
+  struct Matrix {
+    double *linear, *logs;  // (Kd, Kd), 0 and -inf beyond the states
+  };
   struct Scratch {
-    double *log_a, *log_columns;  // (Kd, Kd) log A and its transpose, -inf beyond the states
-    double *alpha;                // (longest, Kd)
-    double *beta, *right, *b;     // (Kd,)
+    Matrix rows, columns;          // A and its transpose
+    double *alpha;                 // (longest, Kd)
+    double *beta, *right, *b, *e;  // (Kd,)
   };
   static int64_t carve(const HmmParams &p, int64_t longest, void *base, Scratch &s) {
     Carver c(base);
     const int64_t Kd = padded(p.states, WD);
-    s.log_a = c.take<double>(Kd * Kd);
-    s.log_columns = c.take<double>(Kd * Kd);
+    double **matrices[] = {&s.rows.linear, &s.rows.logs, &s.columns.linear, &s.columns.logs};
+    for (double **m : matrices) *m = c.take<double>(Kd * Kd);
     s.alpha = c.take<double>(longest * Kd);
     s.beta = c.take<double>(Kd);
     s.right = c.take<double>(Kd);
     s.b = c.take<double>(Kd);
+    s.e = c.take<double>(Kd);
     return c.bytes();
   }
-  static void logs_of(const T *A, int64_t K, const Scratch &w) {
+  static void use(const T *A, int64_t K, const Scratch &w) {
     const int64_t Kd = padded(K, WD);
     for (int64_t i = 0; i < Kd; ++i) {
-      double *row = w.log_a + i * Kd;
+      double *row = w.rows.linear + i * Kd, *logs = w.rows.logs + i * Kd;
       for (int64_t j = 0; j < Kd; ++j) row[j] = i < K && j < K ? double(A[i * K + j]) : 0.;
-      for (int64_t j = 0; j < Kd; j += WD) store(row + j, log<double>(load(row + j)));
-      for (int64_t j = 0; j < Kd; ++j) w.log_columns[j * Kd + i] = row[j];
+      for (int64_t j = 0; j < Kd; j += WD) store(logs + j, log<double>(load(row + j)));
+      for (int64_t j = 0; j < Kd; ++j) w.columns.linear[j * Kd + i] = row[j], w.columns.logs[j * Kd + i] = logs[j];
     }
   }
-  // out[j] = add[j] + log sum_i exp(x[i] + rows[i][j])
-  static void log_product(int64_t K, const double *x, const double *rows, const double *add, double *out) {
+  // e = exp(x - shift), where the shift is the greatest x; returns the shift.
+  static double exps(int64_t K, const double *x, double *e) {
+    double top = -__builtin_inf();
+    for (int64_t k = 0; k < K; ++k) top = x[k] > top ? x[k] : top;
+    const double shift = top == -__builtin_inf() ? 0. : top;
+    for (int64_t k = 0; k < padded(K, WD); k += WD) store(e + k, exp_nonpositive<double>(load(x + k) - shift));
+    return shift;
+  }
+  // out[j] = add[j] + log sum_i exp(x[i]) A[i][j]
+  static void log_product(int64_t K, const double *x, const Matrix &m, const double *add, double *e, double *out) {
+    const double shift = exps(K, x, e);
+    HmmStates<double>::product(K, e, m.linear, [&](int64_t j, V sum) {
+      V y = shift + log<double>(sum);
+      const bool within = greatest<double>(-sum) <= -kLeast && greatest<double>(sum) <= kMost;
+      if (!within) y = log_terms(K, x, m.logs + j, sum, y);
+      store(out + j, load(add + j) + y);
+    });
+  }
+  // The same for one vector of states, term by term; `y` stays where nothing was lost.
+  static V log_terms(int64_t K, const double *x, const double *logs, V sum, V y) {
     const int64_t Kd = padded(K, WD);
-    const double inf = __builtin_inf();
-    for (int64_t j = 0; j < Kd; j += WD) {
-      V top = broadcast<double>(-inf), total = {};
-      for (int64_t i = 0; i < K; ++i) top = max<double>(x[i] + load(rows + i * Kd + j), top);
-      const V shift = top == -inf ? V{} : top;
-      for (int64_t i = 0; i < K; ++i) total += exp_nonpositive<double>(x[i] + load(rows + i * Kd + j) - shift);
-      store(out + j, load(add + j) + (shift + log<double>(total)));
-    }
+    V top = broadcast<double>(-__builtin_inf()), total = {};
+    for (int64_t i = 0; i < K; ++i) top = max<double>(x[i] + load(logs + i * Kd), top);
+    const V lost = (sum >= kLeast) & (sum <= kMost) ? broadcast<double>(-__builtin_inf()) : top;
+    if (greatest<double>(lost) == -__builtin_inf()) return y;  // no state leads to what is missing
+    const V shift = top == -__builtin_inf() ? V{} : top;
+    for (int64_t i = 0; i < K; ++i) total += exp_nonpositive<double>(x[i] + load(logs + i * Kd) - shift);
+    return shift + log<double>(total);
   }
   static double log_sum(int64_t K, const double *x) {
     const int64_t Kd = padded(K, WD);
@@ -62,7 +88,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
   }
   static void use_step(const HmmParams &p, int64_t b, int64_t t, const Scratch &w) {  // from frame t
     const int64_t K = p.states;
-    if (varying(p)) logs_of(static_cast<const T *>(p.transition) + (p.first_transition[b] + t) * K * K, K, w);
+    if (varying(p)) use(static_cast<const T *>(p.transition) + (p.first_transition[b] + t) * K * K, K, w);
   }
 
   // Everything of sequence b; `second` takes its share of the sum over sequences.
@@ -71,7 +97,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
     const bool all = p.task != kHmmLogLikelihood;
     Scratch w;
     carve(p, p.lengths[p.order[0]], worker, w);
-    if (!varying(p)) logs_of(static_cast<const T *>(p.transition), K, w);
+    if (!varying(p)) use(static_cast<const T *>(p.transition), K, w);
     T *rows = all ? static_cast<T *>(p.posteriors) + p.starts[b] * K : nullptr;
     const T *initial = Layout::initial_of(p, b);
     for (int64_t t = 0; t < length; ++t) {
@@ -81,7 +107,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
         for (int64_t k = 0; k < Kd; ++k) alpha[k] = w.b[k] + (k < K ? Layout::log_of(initial[k]) : 0.);
       } else {
         use_step(p, b, t - 1, w);
-        log_product(K, alpha - Kd, w.log_a, w.b, alpha);
+        log_product(K, alpha - Kd, w.rows, w.b, w.e, alpha);
       }
       if (p.task != kHmmForward) continue;
       const double sum = log_sum(K, alpha);
@@ -111,20 +137,32 @@ template <class T> struct HmmExact : HmmLayout<T> {
       for (int64_t k = 0; k < Kd; ++k) w.right[k] = w.b[k] + w.beta[k];
       if (t == 0) break;
       T *out = p.per_step ? static_cast<T *>(p.second) + (p.second_row[b] + t - 1) * K * K : nullptr;
-      for (int64_t i = 0; i < K && (out != nullptr || weight != 0); ++i) {
-        probabilities(K, total, [&](int64_t j) { return alpha[i - Kd] + load(w.right + j); }, w.b);
-        for (int64_t j = 0; j < K; ++j) {
-          if (out != nullptr) out[i * K + j] = bounded(w.b[j]);
-          else second[i * Kp + j] += w.b[j] * weight;
-        }
+      if (out != nullptr || weight != 0) {
+        pairs(K, alpha - Kd, total, w, [&](int64_t i, int64_t j, V y) {
+          if (out == nullptr) return store(second + i * Kp + j, load(second + i * Kp + j) + y * weight);
+          for (int l = 0; l < WD && j + l < K; ++l) out[i * K + j + l] = bounded(y[l]);
+        });
       }
       use_step(p, b, t - 1, w);
       for (int64_t k = 0; k < Kd; ++k) w.b[k] = 0;
-      log_product(K, w.right, w.log_columns, w.b, w.beta);
+      log_product(K, w.right, w.columns, w.b, w.e, w.beta);
     }
     T *first = static_cast<T *>(p.first) + b * K;
     probabilities(K, total, [&](int64_t k) { return load(w.right + k); }, w.b);
     for (int64_t k = 0; k < K; ++k) first[k] = bounded(w.b[k]);
+  }
+  // f(i, j, exp(alpha[i] + right[j] - total)) for vectors of j.
+  template <class F> EVIDENS_INLINE void pairs(int64_t K, const double *alpha, double total, const Scratch &w, F &&f) {
+    const int64_t Kd = padded(K, WD);
+    double *left = w.b;
+    const double factor = exps(K, alpha, left) + exps(K, w.right, w.e) - total;
+    const bool linear = factor < 230;  // e^230 is 1e100: what an exp lost stays far below anything
+    const double size = exp<double>(broadcast<double>(factor))[0];
+    for (int64_t i = 0; i < K; ++i) {
+      if (!linear) probabilities(K, total, [&](int64_t j) { return alpha[i] + load(w.right + j); }, w.e);
+      const double scale = linear ? left[i] * size : 1.;
+      for (int64_t j = 0; j < Kd; j += WD) f(i, j, scale * load(w.e + j));
+    }
   }
   static T bounded(double y) {  // a derivative at a probability of zero may exceed the largest number
     const double most = double(Float<T>::largest);
@@ -162,7 +200,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
           continue;
         }
         const double *alpha = w.alpha + t * Kd, *into = nullptr;
-        if (t + 1 < length) use_step(p, b, t, w), into = w.log_columns + path[t + 1] * Kd;
+        if (t + 1 < length) use_step(p, b, t, w), into = w.columns.logs + path[t + 1] * Kd;
         double top = -__builtin_inf();
         for (int64_t k = 0; k < Kd; ++k) {
           w.right[k] = alpha[k] + (into ? into[k] : 0.);
