@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,34 @@ from evidens._info import info
 from evidens.ops._registry import backend
 
 if TYPE_CHECKING:
-    from evidens.models import GaussianMixture
+    from evidens.models import (
+        GMMHMM,
+        BernoulliHMM,
+        CategoricalHMM,
+        CustomHMM,
+        GaussianHMM,
+        GaussianMixture,
+        MultinomialHMM,
+        PoissonHMM,
+    )
 
 __version__ = _version("evidens")
-__all__ = ["BackendError", "GaussianMixture", "backend", "info", "nn", "ops", "reference"]
+__all__ = [
+    "GMMHMM",
+    "BackendError",
+    "BernoulliHMM",
+    "CategoricalHMM",
+    "CustomHMM",
+    "GaussianHMM",
+    "GaussianMixture",
+    "MultinomialHMM",
+    "PoissonHMM",
+    "backend",
+    "info",
+    "nn",
+    "ops",
+    "reference",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,8 +48,10 @@ def __getattr__(name: str) -> Any:
         from evidens import models
 
         return getattr(models, name)
+    if name in ("hmm", "models"):
+        return import_module(f"evidens.{name}")
     raise AttributeError(f"module 'evidens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__", "models"])
+    return sorted([*__all__, "__version__", "hmm", "models"])

@@ -19,6 +19,10 @@ DTYPES = ("float32", "float64")
 # (D, K): arguments of 1, odd sizes within one block of features, aligned ones over several.
 SIZES = ((1, 1), (17, 5), (128, 64))
 OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+# States of a hidden Markov model whose matrices are shared, and whose matrices vary.
+SHARED_STATES, VARYING_STATES = (1, 70), (1, 17)
+# States for which a block of sequences times the matrix is one product: held, and streamed.
+PRODUCT_STATES = (17, 96)
 SHARED_MEMORY = 227 * 1024  # of a thread block on sm_90
 
 
@@ -50,6 +54,22 @@ def test_philox(compiled, dtype):
     check(compiled, f"philox {dtype}", {"philox._uniform_kernel"})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["shared", "varying"])
+def test_hmm(compiled, kind, dtype):
+    names = {f"_hmm_linear.{stage}_kernel" for stage in ("forward", "backward")}
+    names |= {f"_hmm_log.{stage}_kernel" for stage in ("forward", "backward", "pairs")}
+    names |= {f"_hmm_paths.{stage}_kernel" for stage in ("score", "trace", "draw")}
+    if kind == "shared":
+        names |= {"_hmm_linear.pair_sums_kernel"}
+    check(compiled, f"hmm {kind} {dtype}", names)
+
+
+def test_hmm_blocks_of_sequences(compiled):
+    names = {f"_hmm_linear.{stage}_kernel" for stage in ("forward", "backward", "pair_sums")}
+    check(compiled, "hmm product", names)
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -70,8 +90,16 @@ def main() -> None:
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
-    gmm, philox = (importlib.import_module(f"evidens.kernels.{name}") for name in ("gmm", "philox"))
-    types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
+    gmm, hmm, hmm_plan, philox = (
+        importlib.import_module(f"evidens.kernels.{name}")
+        for name in ("gmm", "hmm", "_hmm_plan", "philox")
+    )
+    types = {
+        torch.float32: "*fp32",
+        torch.float64: "*fp64",
+        torch.int32: "*i32",
+        torch.int64: "*i64",
+    }
     case, done = "", {}
 
     def source(kernel, arguments):
@@ -131,6 +159,34 @@ def main() -> None:
         case = f"philox {name}"
         for seed, step, offset in ((1, 1, 1), (2**60, 2**32 - 1, 2**40)):
             philox.philox_uniform(seed, step, 5, 7, dtype, offset, device="cpu")
+
+    def sequences(k, dtype, varying=False):
+        """Two of them, of 3 and 2 frames."""
+        log_obs, initial = torch.ones(5, k, dtype=dtype), torch.ones(2, k, dtype=dtype)
+        transition = torch.ones(((3, k, k) if varying else (k, k)), dtype=dtype)
+        where = (torch.tensor(x) for x in ((0, 3), (3, 2), (0, 2)))
+        return log_obs, initial, transition, *where
+
+    # The kernels in logs are launched for sequences that are marked.
+    hmm._marked = lambda redo: torch.arange(redo.shape[0])
+    for name in DTYPES:
+        dtype = getattr(torch, name)
+        for kind, states in (("shared", SHARED_STATES), ("varying", VARYING_STATES)):
+            case = f"hmm {kind} {name}"
+            for k in states:
+                s = sequences(k, dtype, kind == "varying")
+                hmm.hmm_log_likelihood(*s)
+                hmm.hmm_forward(*s)
+                hmm.hmm_posteriors(*s, None, False)
+                hmm.hmm_posteriors(*s, s[1][:, 0].contiguous(), True)
+                hmm.hmm_posteriors(*s, s[1][:, 0].contiguous(), False)
+                hmm.hmm_best_path(*s)
+                hmm.hmm_draw_paths(*s, 2**60, 3)
+    case, hmm_plan._DOT_SEQUENCES = "hmm product", 1
+    hmm._marked = lambda redo: torch.arange(0)
+    for k in PRODUCT_STATES:
+        hmm.hmm_log_likelihood(*sequences(k, torch.float32))
+        hmm.hmm_posteriors(*sequences(k, torch.float32), None, False)
     for record in done.values():
         print(json.dumps(record))
 

@@ -1,5 +1,19 @@
 """Models: fit, log-density, sample, impute; scikit-learn's habits, arrays or tensors in and out."""
 
 from evidens.models.gmm import GaussianMixture
+from evidens.models.hmm_counts import BernoulliHMM, PoissonHMM
+from evidens.models.hmm_custom import CustomHMM
+from evidens.models.hmm_discrete import CategoricalHMM, MultinomialHMM
+from evidens.models.hmm_gaussian import GaussianHMM
+from evidens.models.hmm_mixture import GMMHMM
 
-__all__ = ["GaussianMixture"]
+__all__ = [
+    "GMMHMM",
+    "BernoulliHMM",
+    "CategoricalHMM",
+    "CustomHMM",
+    "GaussianHMM",
+    "GaussianMixture",
+    "MultinomialHMM",
+    "PoissonHMM",
+]

@@ -85,6 +85,7 @@ def run_em(
     tol: float,
     progress: Progress,
     lower_bound: float = -math.inf,
+    converged: Callable[[P, float], bool] | None = None,
 ) -> Run[P]:
     """Iterate until the objective changes by less than ``tol``, or ``max_iter`` times.
 
@@ -96,6 +97,8 @@ def run_em(
         tol: threshold of the change, in nats per row.
         progress: told of every iteration.
         lower_bound: the objective before the first step.
+        converged: told of the parameters and the objective after every step, in place of the test
+            by ``tol``.
 
     Returns:
         The run; after Ctrl-C it holds the last complete step.
@@ -109,7 +112,7 @@ def run_em(
             run.lower_bound = lower_bound
             change = lower_bound - previous
             progress.iteration(n_iter, change)
-            if abs(change) < tol:
+            if abs(change) < tol if converged is None else converged(run.parameters, lower_bound):
                 run.converged = True
                 break
     except KeyboardInterrupt:

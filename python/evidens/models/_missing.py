@@ -188,9 +188,9 @@ def _add(
     sample_weight: Tensor | None,
     labels: Tensor | None,
 ) -> None:
-    """Moments of the completed rows, plus the covariance of what was filled in."""
+    """Likelihood and moments of the completed rows."""
     log_prob, r = posterior(part.log_prob, torch.zeros_like(stats.weight))
-    n, k = r.shape
+    n = len(r)
     if labels is not None:
         pinned, label = labels >= 0, labels.clamp(min=0)[:, None]
         r = torch.where(pinned[:, None], torch.zeros_like(r).scatter(1, label, 1.0), r)
@@ -202,14 +202,24 @@ def _add(
         stats.total = stats.total + w.sum()
     else:
         stats.total = stats.total + n
-    kind, d = stats.covariance_type, stats.centre.shape[1]
+    stats.log_likelihood = stats.log_likelihood + log_prob.sum()
+    add_moments(stats, part, parameters, r)
+
+
+def add_moments(
+    stats: GMMStatistics, part: _Completed, parameters: GMMParameters, r: Tensor
+) -> None:
+    """Moments of the completed rows for responsibilities (n, K) float64.
+
+    To them comes the covariance of what was filled in.
+    """
+    k, kind, d = r.shape[1], stats.covariance_type, stats.centre.shape[1]
     zero = stats.centre.new_zeros(1, d)
     for j in range(k):
         weight, first, second = ops.gmm_moments(part.deviation[j], r[:, j : j + 1], zero, kind)
         stats.weight[j] += weight[0]
         stats.first[j] += first[0]
         stats.second[... if kind == "tied" else j] += second if kind == "tied" else second[0]
-    stats.log_likelihood = stats.log_likelihood + log_prob.sum()
     if part.index is None:
         gone = r.mT @ part.missing.double()
         variance = parameters.precisions_cholesky.double() ** -2

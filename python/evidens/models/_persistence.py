@@ -40,9 +40,13 @@ class Persistent:
             "class": type(self).__name__,
             "evidens": version("evidens"),
             "parameters": _pack(self.get_params(deep=False), "parameters", tensors),  # type: ignore[attr-defined]
-            "fitted": _pack(_fitted(self), "fitted", tensors),
+            "fitted": _pack(self._fitted_attributes(), "fitted", tensors),
         }
         save_file(tensors, path, metadata={"evidens": json.dumps(header)})
+
+    def _fitted_attributes(self) -> dict[str, Any]:
+        """What `save` writes besides the parameters of the constructor."""
+        return {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
 
     @classmethod
     def load(cls: type[M], path: str | os.PathLike[str], device: Any = "cpu") -> M:
@@ -89,10 +93,6 @@ class Persistent:
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{path}: damaged header ({error})") from error
         return model
-
-
-def _fitted(model: Any) -> dict[str, Any]:
-    return {k: v for k, v in vars(model).items() if k.endswith("_") and not k.startswith("_")}
 
 
 def _pack(values: dict[str, Any], group: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

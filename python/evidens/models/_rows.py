@@ -276,7 +276,7 @@ def _unwrap(chunk: Any) -> Any:
     return chunk
 
 
-def _vector(value: Any, name: str, count: int) -> Tensor:
+def _vector(value: Any, name: str, count: int, of: str = "rows") -> Tensor:
     """(N,) numbers."""
     if not isinstance(value, Tensor):
         array = np.asarray(value)
@@ -286,7 +286,7 @@ def _vector(value: Any, name: str, count: int) -> Tensor:
     value = value.detach()
     if value.shape != (count,):
         raise ValueError(
-            f"{name}: expected one value for each of the {count} rows, shape ({count},), got shape "
+            f"{name}: expected one value for each of the {count} {of}, shape ({count},), got shape "
             f"{tuple(value.shape)}"
         )
     return value

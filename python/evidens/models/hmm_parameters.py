@@ -1,0 +1,116 @@
+"""Parameters of a hidden Markov model, and the small arithmetic of its M step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evidens.models._arrays import to_tensor
+
+# A state of less weight was not visited; it is rounding.
+UNVISITED = 10 * float(np.finfo(float).eps)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class HMMParameters:
+    """One model: tensors of one dtype on one device.
+
+    Attributes:
+        start: (K,), summing to 1.
+        transition: (K, K), rows summing to 1; row i leads from state i.
+        emission: what the family makes of its own parameters; has ``to``.
+    """
+
+    start: Tensor
+    transition: Tensor
+    emission: Any
+
+    def to(self, *args: Any) -> HMMParameters:
+        """The same model in another dtype or on another device."""
+        same = {self.start.device, self.start.dtype, self.transition.dtype, dtype_of(self.emission)}
+        if same.issuperset(args) and len(same) == 2:
+            return self
+        return HMMParameters(
+            self.start.to(*args), self.transition.to(*args), self.emission.to(*args)
+        )
+
+
+def tensor(value: Any) -> Tensor:
+    """A parameter as a floating tensor, without a copy where it can be."""
+    value = value if isinstance(value, Tensor) else to_tensor(np.asarray(value))
+    return value if value.dtype in (torch.float32, torch.float64) else value.double()
+
+
+def host(value: Any) -> np.ndarray:
+    """A parameter as an array."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def dtype_of(emission: Any) -> torch.dtype:
+    """Of a tensor, or of the means of Gaussians."""
+    return getattr(emission, "means", emission).dtype
+
+
+def restores(method: F) -> F:
+    """Make a method that fails leave the model as it was."""
+
+    @wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return cast(F, wrapped)
+
+
+def spread(value: Any, shape: tuple[int, ...], name: str) -> Any:
+    """A prior for an array of this shape: a number, or an array that broadcasts to it.
+
+    A vector with one value for each state goes along the first axis if it does not fit the last.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if isinstance(value, int | float):
+        return value
+    array = host(value).astype(np.float64)
+    if array.ndim == 0:
+        return float(array)
+    try:
+        np.broadcast_to(array, shape)
+    except ValueError:
+        if array.shape != shape[:1]:
+            raise ValueError(
+                f"{name}: expected a number or an array that broadcasts to {shape}, got shape "
+                f"{array.shape}"
+            ) from None
+        return array.reshape(-1, *[1] * (len(shape) - 1))
+    return array
+
+
+def shares(counts: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that sum to 1, and which had no sum (..., ) and are the old ones."""
+    total = counts.sum(-1, keepdims=True)
+    empty = total <= 0
+    if empty.any():
+        return np.where(empty, old, counts / np.where(empty, 1, total)), empty[..., 0]
+    return counts / total, empty[..., 0]
+
+
+def with_zeros(counts: Tensor, prior: Any, old: Tensor) -> Tensor:
+    """Distributions from expected counts; what was 0 stays 0, a row without counts as it was."""
+    before = old.numpy()
+    value = np.maximum(prior - 1 + counts.numpy(), 0) * (before != 0)
+    return torch.from_numpy(shares(value, before)[0])

@@ -1,0 +1,396 @@
+"""What a hidden Markov model answers: likelihoods, posteriors, paths, draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import linalg
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from evidens import ops
+from evidens.models._arrays import has_missing, returned, working_dtype
+from evidens.models._sequences import Block, blocks_of, frames_of, holds_integers, lengths_of
+from evidens.models.hmm_checks import DECODERS
+from evidens.models.hmm_parameters import HMMParameters, dtype_of, host, tensor
+
+Sampler = Callable[[int, np.random.RandomState], Any]
+
+
+class HMMQueries:
+    """The methods of a hidden Markov model that ask and do not learn."""
+
+    n_components: int
+    algorithm: str
+    random_state: Any
+    startprob_: Any
+    transmat_: Any
+
+    #: `log_prob` is the log-likelihood itself, neither a bound nor an estimate.
+    density_kind_ = "exact"
+
+    #: whether frames are symbols, counts or bits
+    _counts = False
+
+    # --- what a family defines -------------------------------------------------------------------
+
+    def _check(self) -> None:
+        raise NotImplementedError
+
+    def _emission(self) -> Any:
+        """The fitted emission parameters as tensors."""
+        raise NotImplementedError
+
+    def _log_obs(self, x: Tensor, emission: Any, missing: bool) -> tuple[Tensor, Any]:
+        """Log-densities (n, K) of frames (n, D), and what `_accumulate` can use of the work."""
+        raise NotImplementedError
+
+    def _fill(self, x: Tensor, posteriors: Tensor, emission: Any) -> Tensor:
+        """Frames with NaN (n, D), filled for posteriors (n, K)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot impute")
+
+    def _sampler(self) -> Sampler:
+        """What draws a frame (D,) from a state."""
+        return lambda state, random_state: ()
+
+    def _get_n_fit_scalars_per_param(self) -> dict[str, int] | None:
+        """How many free numbers each letter of ``params`` stands for."""
+        return None
+
+    @property
+    def _width(self) -> int:
+        """How many numbers the log-densities of a frame take to compute."""
+        return self.n_components
+
+    # --- common ----------------------------------------------------------------------------------
+
+    def _compute_log_likelihood(self, X: Any) -> Any:
+        """Log-density of every frame under every state, (N, K) nats.
+
+        A subclass of `BaseHMM` may override this alone, as in hmmlearn.
+        """
+        x = frames_of(self, X)
+        p = self._parameters_for(x, X)
+        result, _ = self._log_obs(x.to(p.start.dtype), p.emission, has_missing(x.detach()))
+        return returned(result, X)
+
+    def _parameters(self, *where: Any) -> HMMParameters:
+        """The fitted attributes as tensors of one dtype, ``to(*where)``."""
+        start, transition, emission = (
+            tensor(self.startprob_),
+            tensor(self.transmat_),
+            self._emission(),
+        )
+        dtype = working_dtype(start.dtype, transition.dtype, dtype_of(emission))
+        return HMMParameters(start, transition, emission).to(dtype).to(*where)
+
+    def _parameters_for(self, x: Tensor, X: Any) -> HMMParameters:
+        """The parameters for frames x that came as X; counts are exact in every dtype."""
+        p = self._parameters()
+        if self._counts and holds_integers(X):
+            return p.to(x.device)
+        return p.to(x.device, working_dtype(x.dtype, p.start.dtype))
+
+    def _enter(self, X: Any, lengths: Any) -> tuple[Tensor, Tensor, HMMParameters, bool]:
+        """Frames and lengths of a query, the parameters for them, whether NaN is among them."""
+        if not hasattr(self, "startprob_"):
+            check_is_fitted(self, "startprob_")  # raises
+        self._check()
+        x = frames_of(self, X)
+        if lengths is not None and len(x) != len(X):
+            lengths = np.asarray(lengths) * (len(x) // len(X))
+        lengths = lengths_of(lengths, len(x))
+        p = self._parameters_for(x, X)
+        return x, lengths, p, has_missing(x.detach())
+
+    def _scored(
+        self, X: Any, lengths: Any, *, whole: bool = False
+    ) -> Iterator[tuple[Tensor, HMMParameters, Block]]:
+        """Log-densities of the frames, some sequences at a time."""
+        x, lengths, p, missing = self._enter(X, lengths)
+        for block, _ in blocks_of(x, lengths, self._width, whole=whole):
+            if self._custom:
+                log_obs = self._own_log_obs(block.x, p.start, isinstance(X, Tensor), missing)
+            else:
+                log_obs, _ = self._log_obs(block.x.to(p.start.dtype), p.emission, missing)
+            yield log_obs, p, block
+
+    @property
+    def _custom(self) -> bool:
+        """Whether a subclass computes its own log-densities."""
+        return type(self)._compute_log_likelihood is not HMMQueries._compute_log_likelihood
+
+    def _own_log_obs(self, x: Tensor, like: Tensor, as_tensor: bool, missing: bool) -> Tensor:
+        """The log-densities of a subclass; 0 for frames of NaN, which it sees as zeros."""
+        gone = x.detach().isnan().all(1)[:, None] if missing else None
+        shown = x if gone is None else torch.where(gone, 0, x)
+        given = self._compute_log_likelihood(shown if as_tensor else shown.numpy())
+        log_obs = tensor(given).to(like.device, like.dtype)
+        log_obs = log_obs if gone is None else torch.where(gone, 0, log_obs)
+        bad = ~(log_obs.detach() < torch.inf)
+        if bad.any():
+            frame, state = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"{type(self).__name__}: expected log-densities below infinity, got "
+                f"{log_obs[frame, state].item()} for frame {frame} of a block under state {state}; "
+                "a frame is missing where all of it is NaN"
+            )
+        return log_obs
+
+    # --- likelihood ------------------------------------------------------------------------------
+
+    def log_prob(self, X: Any, lengths: Any = None) -> Any:
+        """Log-likelihood of every sequence.
+
+        Args:
+            X: array-like or tensor (N, D): the frames of all sequences, one behind the other.
+            lengths: (B,) integers that sum to N; None for one sequence.
+
+        Returns:
+            (B,), nats, exact; an array for an array and a tensor for a tensor.  -inf where no path
+            explains a sequence, 0 for an empty one.  Missing values are left out.  A tensor that
+            requires gradients gets them (frames with NaN get zeros).
+
+        Raises:
+            ValueError: infinities, lengths that do not add up, or another number of features.
+            NotFittedError: before `fit`.
+        """
+        whole = isinstance(X, Tensor) and X.requires_grad and torch.is_grad_enabled()
+        parts = [
+            ops.hmm_log_likelihood(log_obs, p.start, p.transition, offsets=block.offsets)
+            for log_obs, p, block in self._scored(X, lengths, whole=whole)
+        ]
+        return returned(torch.cat(parts), X)
+
+    def score(self, X: Any, lengths: Any = None) -> float:
+        """Log-likelihood of all sequences together, nats; arguments as `log_prob`."""
+        with torch.no_grad():
+            return float(self.log_prob(X, lengths).sum(dtype=_double(X)))
+
+    def score_samples(self, X: Any, lengths: Any = None) -> tuple[float, Any]:
+        """Log-likelihood of all sequences together, and the posterior of the states.
+
+        Args:
+            X: array-like or tensor (N, D).
+            lengths: (B,) integers that sum to N; None for one sequence.
+
+        Returns:
+            ``(log_prob, posteriors)``: nats; (N, K), rows that sum to 1 (zeros in a sequence that
+            no path explains).
+
+        Raises:
+            ValueError: as `log_prob`.
+        """
+        log_prob, parts = 0.0, []
+        with torch.no_grad():
+            for log_obs, p, block in self._scored(X, lengths):
+                result = ops.hmm_forward_backward(
+                    log_obs, p.start, p.transition, offsets=block.offsets
+                )
+                log_prob += float(result.log_likelihood.sum())
+                parts.append(result.posteriors)
+        return log_prob, returned(torch.cat(parts), X)
+
+    def predict_proba(self, X: Any, lengths: Any = None) -> Any:
+        """Posterior of the states for every frame, (N, K); arguments as `score_samples`."""
+        return self.score_samples(X, lengths)[1]
+
+    def _n_parameters(self) -> int:
+        numbers = self._get_n_fit_scalars_per_param()
+        if numbers is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not know how many parameters its emissions have"
+            )
+        return sum(numbers.values())
+
+    def aic(self, X: Any, lengths: Any = None) -> float:
+        """Akaike information criterion, nats, by hmmlearn's count of parameters."""
+        return -2 * self.score(X, lengths) + 2 * self._n_parameters()
+
+    def bic(self, X: Any, lengths: Any = None) -> float:
+        """Bayesian information criterion, nats, by hmmlearn's count of parameters."""
+        return -2 * self.score(X, lengths) + self._n_parameters() * math.log(len(X))
+
+    # --- states ----------------------------------------------------------------------------------
+
+    def decode(
+        self, X: Any, lengths: Any = None, algorithm: str | None = None
+    ) -> tuple[float, Any]:
+        """The most probable states.
+
+        Args:
+            X: array-like or tensor (N, D).
+            lengths: (B,) integers that sum to N; None for one sequence.
+            algorithm: ``"viterbi"``, the most probable path of each sequence, or ``"map"``, the
+                most probable state of each frame; None for that of the constructor.
+
+        Returns:
+            ``(log_prob, states)``: the log-probability of the path with the data, nats (for
+            ``"map"`` the sum of the states' posteriors, as in hmmlearn); (N,) int64.  States are
+            -1 in a sequence that no path explains.
+
+        Raises:
+            ValueError: an unknown algorithm, else as `log_prob`.
+        """
+        algorithm = algorithm or self.algorithm
+        if algorithm not in DECODERS:
+            raise ValueError(f"Unknown decoder {algorithm!r}")
+        log_prob, parts = 0.0, []
+        with torch.no_grad():
+            for log_obs, p, block in self._scored(X, lengths):
+                if algorithm == "viterbi":
+                    path = ops.hmm_viterbi(log_obs, p.start, p.transition, offsets=block.offsets)
+                    states, score = path.states, path.log_prob.sum()
+                else:
+                    result = ops.hmm_forward_backward(
+                        log_obs, p.start, p.transition, offsets=block.offsets
+                    )
+                    largest, states = result.posteriors.max(1)
+                    states = torch.where(largest > 0, states, -1)
+                    score = largest.sum(dtype=torch.float64)
+                log_prob += float(score)
+                parts.append(states)
+        return log_prob, returned(torch.cat(parts), X)
+
+    def predict(self, X: Any, lengths: Any = None) -> Any:
+        """The states that `decode` finds, (N,) int64."""
+        return self.decode(X, lengths)[1]
+
+    def sample_paths(
+        self, X: Any, lengths: Any = None, *, n: int = 1, random_state: Any = None
+    ) -> Any:
+        """Draw state paths from their posterior given the data.
+
+        Args:
+            X: array-like or tensor (N, D).
+            lengths: (B,) integers that sum to N; None for one sequence.
+            n: draws.
+            random_state: seed or generator; None for that of the constructor.
+
+        Returns:
+            (n, N) int64; -1 in a sequence that no path explains.
+
+        Raises:
+            ValueError: as `log_prob`.
+        """
+        seed = self.random_state if random_state is None else random_state
+        seed = int(check_random_state(seed).randint(2**31 - 1))
+        with torch.no_grad():
+            ((log_obs, p, block),) = self._scored(X, lengths, whole=True)
+            states = ops.hmm_sample_paths(
+                log_obs, p.start, p.transition, offsets=block.offsets, n=n, seed=seed
+            )
+        return returned(states, X)
+
+    def impute(self, X: Any, lengths: Any = None) -> Any:
+        """Fill the missing values by what the rest of the sequence says about them.
+
+        A number is filled by its conditional mean, which has the least squared error, a symbol by
+        the most probable one.
+
+        Args:
+            X: array-like or tensor (N, D) with NaN where a value is missing.
+            lengths: (B,) integers that sum to N; None for one sequence.
+
+        Returns:
+            A copy of X (N, D), floating, without NaN (but for sequences that no path explains).
+
+        Raises:
+            ValueError: as `log_prob`.
+        """
+        parts = []
+        with torch.no_grad():
+            for log_obs, p, block in self._scored(X, lengths):
+                x = block.x.clone()
+                rows = x.isnan().any(1).nonzero()[:, 0]
+                if len(rows):
+                    r = ops.hmm_forward_backward(
+                        log_obs, p.start, p.transition, offsets=block.offsets
+                    ).posteriors
+                    rows = rows[r[rows].sum(1) > 0]
+                    x[rows] = self._fill(x[rows].to(r.dtype), r[rows], p.emission).to(x.dtype)
+                parts.append(x)
+        return returned(torch.cat(parts), X)
+
+    # --- draws -----------------------------------------------------------------------------------
+
+    def _generate_sample_from_state(self, state: int, random_state: Any = None) -> Any:
+        """One frame from a state; a subclass may override it, as in hmmlearn."""
+        return self._sampler()(state, check_random_state(random_state))
+
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, currstate: int | None = None
+    ) -> tuple[Any, Any]:
+        """Draw one sequence; hmmlearn's draws for the same ``random_state``.
+
+        Args:
+            n_samples: T, its length.
+            random_state: seed or generator; None for that of the constructor.
+            currstate: the first state; None to draw it.
+
+        Returns:
+            ``(X, states)``: frames (T, D) and their states (T,) int64; tensors where ``startprob_``
+            is one.
+
+        Raises:
+            ValueError: ``n_samples`` below 1, or ``currstate`` not a state.
+            NotFittedError: before `fit` and without parameters.
+
+        Example:
+            >>> import evidens, numpy as np
+            >>> model = evidens.PoissonHMM(2)
+            >>> model.startprob_, model.transmat_ = [1.0, 0.0], [[0.9, 0.1], [0.1, 0.9]]
+            >>> model.lambdas_ = [[1.0], [20.0]]
+            >>> X, states = model.sample(5, random_state=0)
+            >>> X.shape, states.shape
+            ((5, 1), (5,))
+        """
+        check_is_fitted(self, "startprob_")
+        self._check()
+        if n_samples < 1:
+            raise ValueError(f"n_samples: expected at least 1, got {n_samples}")
+        if currstate is not None and not 0 <= currstate < self.n_components:
+            raise ValueError(
+                f"currstate: expected a state from 0 to {self.n_components - 1}, got {currstate}"
+            )
+        rng = check_random_state(self.random_state if random_state is None else random_state)
+        overridden = (
+            type(self)._generate_sample_from_state is not HMMQueries._generate_sample_from_state
+        )
+        draw: Sampler = self._generate_sample_from_state if overridden else self._sampler()
+        cdf = np.cumsum(host(self.transmat_).astype(np.float64), axis=1)
+        if currstate is None:
+            start = np.cumsum(host(self.startprob_).astype(np.float64))
+            currstate = int((start > rng.rand()).argmax())
+        states, frames = [int(currstate)], [draw(int(currstate), rng)]
+        for _ in range(n_samples - 1):
+            states.append(int((cdf[states[-1]] > rng.rand()).argmax()))
+            frames.append(draw(states[-1], rng))
+        X, y = np.atleast_2d(np.array(frames)), np.array(states, dtype=int)
+        if not isinstance(self.startprob_, Tensor):
+            return X, y
+        like = self.startprob_
+        x = torch.from_numpy(X)
+        return (
+            x.to(like) if x.is_floating_point() else x.to(like.device),
+            torch.from_numpy(y).to(like.device),
+        )
+
+    def get_stationary_distribution(self) -> Any:
+        """The distribution of states that the transitions leave as it is, (K,)."""
+        check_is_fitted(self, "transmat_")
+        values, vectors = linalg.eig(host(self.transmat_).astype(np.float64).T)
+        vector = np.real_if_close(vectors[:, np.argmax(values)])
+        result = vector / vector.sum()
+        if not isinstance(self.transmat_, Tensor):
+            return result
+        return torch.from_numpy(np.ascontiguousarray(result)).to(self.transmat_)
+
+
+def _double(X: Any) -> Any:
+    return torch.float64 if isinstance(X, Tensor) else np.float64

@@ -1,0 +1,61 @@
+"""hmmlearn's own tests pass with evidens' classes and ops in the place of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hmmlearn")
+
+# Test -> why it cannot pass: a random stream, a private helper, pickling or the underflow error.
+LEFT_OUT = {
+    "test_gaussian_hmm.py::TestGaussianHMMWithSphericalCovars::"
+    "test_underflow_from_scaling[scaling]": (
+        "underflow error: expects an outlier to stop the fit, which goes on here"
+    ),
+}
+RUNNER = Path(__file__).with_name("run_hmmlearn_suite.py")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    done = subprocess.run(
+        [sys.executable, RUNNER, folder / "result.json"],
+        cwd=folder,
+        # Its data are small: more threads of k-means would only wait for each other.
+        env={**os.environ, "HMMLEARN_SEED": "0", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (folder / "result.json").exists(), done.stdout + done.stderr
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_suite_ran(suite):
+    # 26 tests of test_gmm_hmm.py and of singular covariances hmmlearn itself expects to fail.
+    ran = [o for o in suite["outcomes"].values() if o in ("passed", "failed")]
+    assert len(ran) > 230
+    assert not [n for n, o in suite["outcomes"].items() if o == "skipped"]
+
+
+def test_everything_else_passes(suite):
+    failed = {name: error for name, error in suite["errors"].items() if name not in LEFT_OUT}
+    assert not failed, "\n\n".join(failed.values())
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_does_fail(suite, name):
+    assert suite["outcomes"][name] == "failed", f"{name} passes: strike it off the list"
+
+
+def test_at_most_5_percent_is_left_out(suite):
+    assert len(LEFT_OUT) <= 0.05 * len(suite["outcomes"])
+    reasons = ("random stream", "private helper", "pickling", "underflow error")
+    assert all(reason.startswith(reasons) for reason in LEFT_OUT.values())
