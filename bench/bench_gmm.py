@@ -7,7 +7,6 @@ over 10: what both fits share (validation, start, last scoring) drops out.
 from __future__ import annotations
 
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -15,7 +14,17 @@ import numpy as np
 import torch
 
 from . import torch_mixture
-from .harness import OURS, Case, CheckFailed, Floor, Needs, Output, Provider, Setup
+from .harness import (
+    OURS,
+    Case,
+    CheckFailed,
+    Floor,
+    Needs,
+    Output,
+    Provider,
+    Setup,
+    iteration_time,
+)
 from .mixture_data import SKLEARN, double, mixture_data, mixture_factory, start_of
 from .peak import measure_peak
 from .torch_mixture import Parameters
@@ -70,20 +79,7 @@ def _providers(
 ) -> Iterable[Provider]:
     many, few = difference
     for name, fit in fits.items():
-
-        def sample(fit=fit) -> tuple[float, Output]:
-            """The difference of two fits; of the best of several where they are short."""
-            begun = time.perf_counter()
-            best = {many: float("inf"), few: float("inf")}
-            while True:
-                for iterations in (few, many):
-                    started = time.perf_counter()
-                    output = fit(iterations)
-                    took = time.perf_counter() - started
-                    best[iterations] = min(best[iterations], took)
-                if time.perf_counter() - begun >= 0.2 and best[many] > best[few]:
-                    return (best[many] - best[few]) / (many - few), output
-
+        sample = functools.partial(iteration_time, fit, many, few)
         yield Provider(name, lambda fit=fit: fit(many), sample, lambda fit=fit: fit(1))
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import torch
 
+from . import torch_hmm
 from .harness import OURS, Case, CheckFailed, Floor, Output, Provider, Setup
 
 N, D, K = 1, 2, 2
+B, T = 1, 3
 
 
 def _arguments(gradients: bool) -> tuple[torch.Tensor, ...]:
@@ -35,6 +37,16 @@ def _eager(x, log_weights, means, chol):
     return torch.logsumexp(log_weights - constant + log_det - 0.5 * y.square().sum(-1), 1)
 
 
+def _hmm_arguments(gradients: bool) -> tuple[torch.Tensor, ...]:
+    """Log-observations (1, 3, 2), initial (2,) and transition (2, 2), float32."""
+    arguments = (
+        torch.tensor([[[-0.3, -1.2], [-0.9, -0.1], [-2.0, -0.4]]]),
+        torch.tensor([0.25, 0.75]),
+        torch.tensor([[0.9, 0.1], [0.3, 0.7]]),
+    )
+    return tuple(a.requires_grad_(gradients) for a in arguments)
+
+
 def _distribution(x, log_weights, means, chol):
     """``torch.distributions``, built once; the call is ``log_prob`` alone."""
     covariance = torch.linalg.inv(chol @ chol.mT).detach()
@@ -45,11 +57,7 @@ def _distribution(x, log_weights, means, chol):
 
 def _call(gradients: str, ours: str) -> Setup:
     arguments = _arguments(gradients != "none")
-    functions: dict[str, Callable] = {
-        OURS: _eager,
-        "torch": _eager,
-        "torch.compile": torch.compile(_eager, fullgraph=True, dynamic=False),
-    }
+    functions = _functions(_eager)
     if ours == OURS:
         from evidens import ops
 
@@ -57,12 +65,31 @@ def _call(gradients: str, ours: str) -> Setup:
     if gradients == "none":
         log_prob = _distribution(*arguments)
         functions["torch.distributions"] = lambda x, *rest: log_prob(x)
+    return _setup(functions, arguments, gradients)
 
+
+def _hmm_call(gradients: str, ours: str) -> Setup:
+    functions = _functions(torch_hmm.log_likelihood)
+    if ours == OURS:
+        from evidens import ops
+
+        functions[OURS] = ops.hmm_log_likelihood
+    return _setup(functions, _hmm_arguments(gradients != "none"), gradients)
+
+
+def _functions(eager: Callable) -> dict[str, Callable]:
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
+    return {OURS: eager, "torch": eager, "torch.compile": compiled}
+
+
+def _setup(
+    functions: dict[str, Callable], arguments: tuple[torch.Tensor, ...], gradients: str
+) -> Setup:
     def call(function: Callable, arguments: tuple[torch.Tensor, ...] = arguments) -> Output:
         y = function(*arguments)
         if gradients == "both":
             slopes = torch.autograd.grad(y, arguments)
-            return {"y": y, **dict(zip("xwmp", slopes, strict=True))}
+            return {"y": y, **{str(i): slope for i, slope in enumerate(slopes)}}
         return {"y": y}
 
     providers = [
@@ -70,7 +97,8 @@ def _call(gradients: str, ours: str) -> Setup:
         for name, f in functions.items()
     ]
     double = tuple(a.detach().double().requires_grad_(a.requires_grad) for a in arguments)
-    return Setup(providers, 1e-5, oracle=functools.partial(call, _eager, double))
+    oracle = functools.partial(call, functions["torch"], double)
+    return Setup(providers, 1e-5, oracle=oracle)
 
 
 def _import_seconds(module: str) -> tuple[float, Output]:
@@ -100,24 +128,29 @@ def _import(ours: str) -> Setup:
 def cases(size: str = "full", ours: str = OURS) -> list[Case]:
     """Calls of microseconds, with and without gradients, and the import."""
     inner, rounds = (2, 2) if size == "smoke" else (2000, 15)
-    call = f"ops.gmm_log_prob, N = {N}, D = {D}, K = {K}"
+    calls = {
+        "": (f"ops.gmm_log_prob, N = {N}, D = {D}, K = {K}", _call),
+        "hmm-": (f"ops.hmm_log_likelihood, {B} x {T}, K = {K}", _hmm_call),
+    }
+    floor = (Floor("at_most", 12e-6),)
     kinds = {
-        "none": (call, "call", (Floor("at_most", 12e-6),)),
-        "forward": (f"{call}, recorded for gradients", "call-recorded", (Floor("at_most", 12e-6),)),
-        "both": (f"{call}, forward and backward", "call-backward", ()),
+        "none": ("", "call", floor),
+        "forward": (", recorded for gradients", "call-recorded", floor),
+        "both": (", forward and backward", "call-backward", ()),
     }
     rows = [
         Case(
-            name,
-            work,
+            prefix + name,
+            call + how,
             "float32",
-            functools.partial(_call, kind, ours),
+            functools.partial(build, kind, ours),
             floors,
             inner=inner,
             rounds=rounds,
             budget=4.0,
         )
-        for kind, (work, name, floors) in kinds.items()
+        for prefix, (call, build) in calls.items()
+        for kind, (how, name, floors) in kinds.items()
     ]
     rows.append(
         Case(

@@ -28,7 +28,7 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Floor:
-    """What a case must reach: ``kind`` is "ratio", "fraction" or "at_most"."""
+    """What a case must reach: ``kind`` is "ratio", "fraction", "at_most" or "error"."""
 
     kind: str
     value: float
@@ -42,6 +42,8 @@ class Floor:
         if self.kind == "fraction":
             limit = result["limit"]
             return None if limit is None else limit["fraction"] >= self.value
+        if self.kind == "error":
+            return result["providers"][OURS]["error"] <= self.value
         return result["providers"][OURS]["median"] <= self.value
 
 
@@ -141,6 +143,23 @@ def check(setup: Setup, outputs: dict[str, Output]) -> dict[str, float]:
         if not error <= most:
             raise CheckFailed(f"{pair} differ by {error:.1e}, more than {most:.0e}")
     return errors
+
+
+def iteration_time(fit: Callable[[int], Output], many: int, few: int) -> tuple[float, Output]:
+    """Seconds of one iteration, and what ``fit(many)`` gave.
+
+    The difference of two fits; of the best of several where they are short.
+    """
+    begun = time.perf_counter()
+    best = {many: math.inf, few: math.inf}
+    while True:
+        for iterations in (few, many):
+            started = time.perf_counter()
+            output = fit(iterations)
+            took = time.perf_counter() - started
+            best[iterations] = min(best[iterations], took)
+        if time.perf_counter() - begun >= 0.2 and best[many] > best[few]:
+            return (best[many] - best[few]) / (many - few), output
 
 
 def _sample(provider: Provider, inner: int) -> tuple[float, Output]:

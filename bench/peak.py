@@ -1,7 +1,7 @@
-"""Peak memory of a fit beyond its data, measured in a process of its own.
+"""Peak memory of one piece of work beyond its data, measured in a process of its own.
 
-That process first fits a few rows (imports, thread pools, BLAS buffers), gives what they left
-back to the system and then counts how far the resident set grows while the whole of X is fitted.
+That process first does the work on a little data (imports, thread pools, BLAS buffers), gives what
+that left back to the system and then counts how far the resident set grows over the whole.
 """
 
 from __future__ import annotations
@@ -87,14 +87,57 @@ def _fit(job: dict) -> dict:
     }
 
 
+def _likelihood(job: dict) -> dict:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from . import torch_hmm
+    from .hmm_data import log_observations
+
+    torch.set_num_threads(job["threads"])
+    if job["provider"] == "evidens":
+        from evidens.ops import hmm_log_likelihood as function
+    else:
+        function = getattr(torch_hmm, job["provider"])
+    arguments = log_observations(job["b"], job["t"], job["d"], job["k"])
+    few = tuple(a.clone().requires_grad_() for a in (arguments[0][:, :3], *arguments[1:]))
+    whole = tuple(a.requires_grad_() for a in arguments)
+    with threadpool_limits(limits=job["threads"]):
+        torch.autograd.grad(function(*few).sum(), few)
+        with _Peak() as memory:
+            started = time.perf_counter()
+            value = function(*whole)
+            slopes = torch.autograd.grad(value.sum(), whole)
+            seconds = time.perf_counter() - started
+    return {
+        "mb": (memory.peak - memory.before) / MB,
+        "seconds": seconds,
+        "how": memory.how,
+        "log_likelihood": value.tolist(),
+        "initial": slopes[1].tolist(),
+        "transition": slopes[2].tolist(),
+    }
+
+
 def measure_peak(provider: str, n: int, d: int, k: int, init: str, threads: int) -> dict:
     """Peak of ``fit`` in MB beyond X for a diagonal float32 mixture, two iterations.
 
     ``init`` is "start" (weights, means and precisions given), "means" (means given) or "default".
     """
+    return _measure(dict(work="fit", provider=provider, n=n, d=d, k=k, init=init, threads=threads))
+
+
+def measure_likelihood_peak(provider: str, b: int, t: int, d: int, k: int, threads: int) -> dict:
+    """Peak of the log-likelihood of an HMM and its gradients in MB beyond the arguments, float64.
+
+    ``provider`` is "evidens" or a function of ``torch_hmm``.
+    """
+    return _measure(dict(work="likelihood", provider=provider, b=b, t=t, d=d, k=k, threads=threads))
+
+
+def _measure(job: dict) -> dict:
     if not _STATUS.exists():
         raise OSError("peak memory is read from /proc, which this system does not have")
-    job = dict(provider=provider, n=n, d=d, k=k, init=init, threads=threads)
     # The folder that holds the package need not be on the path here, under pytest for one.
     root = str(Path(__file__).parents[__package__.count(".") + 1])
     path = [*(entry for entry in sys.path if entry), root]
@@ -109,4 +152,6 @@ def measure_peak(provider: str, n: int, d: int, k: int, init: str, threads: int)
 
 def main() -> None:
     """The measuring process: the job in ``argv``, the result on standard output."""
-    print(json.dumps(_fit(json.loads(sys.argv[1]))))
+    job = json.loads(sys.argv[1])
+    work = {"fit": _fit, "likelihood": _likelihood}[job["work"]]
+    print(json.dumps(work(job)))

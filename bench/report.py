@@ -57,6 +57,8 @@ def floor_text(floor: dict, unit: str) -> str:
         return f">= {floor['value']:g}x {floor['baseline']}"
     if floor["kind"] == "fraction":
         return f">= {floor['value']:.0%} of limit"
+    if floor["kind"] == "error":
+        return f"error <= {error_text(floor['value'])}"
     return f"<= {value_text(floor['value'], unit)}"
 
 
@@ -120,17 +122,22 @@ def machine_text(machine: dict) -> str:
     return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads"
 
 
+def versions_text(machine: dict, names: Sequence[str]) -> str:
+    """The versions of those that the machine has."""
+    return ", ".join(f"{name} {machine[name]}" for name in names if machine.get(name))
+
+
 def machine_lines(machine: dict) -> str:
     """The head of a run: machine, versions, pools and the machine's own limits."""
     rates = machine["ceilings"]
     pools = ", ".join(f"{p['pool']} ({p['of']}) {p['threads']}" for p in machine["pools"])
     gemm = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates["gemm"].items())
     exp = ", ".join(f"{name} {rate / 1e9:.2f}" for name, rate in rates["exp"].items())
-    versions = ("evidens", "torch", "numpy", "sklearn", "python")
+    versions = ("evidens", "torch", "numpy", "sklearn", "hmmlearn", "dynamax", "jax", "python")
     return "\n".join(
         (
             f"machine   {machine_text(machine)}; {machine['cores']} cores; {machine['os']}",
-            "versions  " + ", ".join(f"{name} {machine[name]}" for name in versions),
+            "versions  " + versions_text(machine, versions),
             f"threads   torch {machine['threads']}; {pools}",
             f"limits    GEMM {gemm} GFLOP/s; copy {rates['copy'] / 1e9:.1f} GB/s; exp {exp} G/s",
         )
@@ -145,6 +152,9 @@ def _measured(result: dict) -> str:
     text = f"{ratio_text(ratios[baseline])} {baseline}" if baseline else ""
     if any(f["kind"] == "at_most" for f in floors):
         value = value_text(result["providers"][OURS]["median"], unit)
+        text = f"{value} ({text})" if text else value
+    if any(f["kind"] == "error" for f in floors):
+        value = f"error {error_text(result['providers'][OURS]['error'])}"
         text = f"{value} ({text})" if text else value
     missed = result["reached"] is not None and False in result["reached"]
     return f"{text}, missed" if missed else text

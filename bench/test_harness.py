@@ -59,6 +59,32 @@ def test_ratio_fraction_and_floors():
     assert result["reached"] == [True, False, True]
 
 
+def test_a_floor_of_the_error_judges_ours():
+    """The error of ours against its floor, whatever the times are."""
+    floors = (Floor("error", 1e-6), Floor("error", 1e-9))
+    case = _case({OURS: 2.0 + 1e-7, "other": 2.0}, {OURS: 3.0, "other": 1.0}, floors=floors)
+    result = harness.measure(case)
+    harness.finish(result, CEILINGS, judge=True)
+    assert result["reached"] == [True, False]
+    assert "error <= 1e-06 reached; error <= 1e-09 MISSED" in report.terminal_table([result])
+    content = report.document("hmm", "full", {"cpu": "a", "isa": "b", "threads": 2}, [result])
+    assert "error 5e-08 (0.3x other), missed" in report.markdown_table([content], True)
+
+
+def test_an_iteration_is_what_longer_fits_take_longer(monkeypatch):
+    """What every fit spends besides its iterations drops out."""
+    clock = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+
+    def fit(iterations: int) -> dict:
+        clock[0] += 0.05 + 0.01 * iterations
+        return {"y": np.array(iterations)}
+
+    seconds, output = harness.iteration_time(fit, 7, 2)
+    assert seconds == pytest.approx(0.01)
+    assert output["y"] == 7
+
+
 def test_a_baseline_that_fails_is_named_and_ours_is_not_spared():
     """A baseline may be missing; we may not."""
 

@@ -25,6 +25,7 @@ MARKED = re.compile(
     r".*?^(?P<close><!-- /bench:(?P=stem) -->)$",
     re.DOTALL | re.MULTILINE,
 )
+OTHERS = {"hmm": ("hmmlearn", "dynamax", "jax")}  # by stem: baselines besides these of all
 OPEN = re.compile(r"^<!-- bench:", re.MULTILINE)
 
 
@@ -49,8 +50,8 @@ def machines(results: dict[str, list[dict]]) -> str:
             rates = m["ceilings"]
             gemm = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates["gemm"].items())
             limits = f"GEMM {gemm} GFLOP/s; copy {rates['copy'] / 1e9:.0f} GB/s"
-            names = ("evidens", "torch", "sklearn")
-            versions = ", ".join(f"{name} {m[name]}" for name in names)
+            names = ("evidens", "torch", "sklearn", *OTHERS.get(stem, ()))
+            versions = report.versions_text(m, names)
             when = f"{m['time'][:10]}, commit {m['commit'] or 'unknown'}"
             rows.append((stem, f"{report.machine_text(m)}; {m['os']}", limits, versions, when))
     lines = [head, ("---",) * len(head), *rows]
