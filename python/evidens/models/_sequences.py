@@ -48,11 +48,12 @@ class Block:
     frames: float = 0.0
     each: int | None = None
 
-    def laid_out(self, log_obs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-densities (n, K) as the ops take them: padded, which is faster, or with offsets."""
+    def run(self, op: Callable[..., Any], log_obs: Tensor, p: Any, **more: Any) -> Any:
+        """An op on log-densities (n, K): padded where that is possible, which is faster."""
         if self.each is None:
-            return log_obs, self.offsets
-        return log_obs.view(len(self.offsets) - 1, self.each, -1), None
+            return op(log_obs, p.start, p.transition, offsets=self.offsets, **more)
+        padded = log_obs.reshape(self.offsets.shape[0] - 1, self.each, -1)
+        return op(padded, p.start, p.transition, **more)
 
     @property
     def frame_weight(self) -> Tensor | None:
@@ -165,12 +166,18 @@ def blocks_of(
     x: Tensor, lengths: Tensor, columns: int, *, whole: bool = False
 ) -> Iterator[tuple[Block, slice]]:
     """Frames in blocks of bounded size, each with the slice of its sequences."""
-    limit = (DEVICE_BLOCK if x.is_cuda else BLOCK) // max(columns, x.shape[1])
-    for rows, sequences in split(lengths, len(x) + 1 if whole else max(1, limit)):
+    count, limit = x.shape[0], (DEVICE_BLOCK if x.is_cuda else BLOCK) // max(columns, x.shape[1])
+    runs = [(slice(0, count), slice(0, lengths.shape[0]))]
+    if count > limit and not whole:
+        runs = split(lengths, max(1, limit))
+    for rows, sequences in runs:
         own = lengths[sequences]
-        offsets = torch.nn.functional.pad(own.cumsum(0), (1, 0))
-        each = int(own[0]) if len(own) and bool((own == own[0]).all()) else None
-        yield Block(x[rows], offsets.to(x.device), rows, each=each), sequences
+        each = int(own[0]) if own.shape[0] else 0
+        if each and bool((own.numpy() == each).all()):
+            offsets = torch.arange(0, each * own.shape[0] + 1, each)
+        else:
+            each, offsets = 0, torch.nn.functional.pad(own.cumsum(0), (1, 0))
+        yield Block(x[rows], offsets.to(x.device), rows, each=each or None), sequences
 
 
 def holds_integers(X: Any) -> bool:

@@ -381,10 +381,7 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
             value = log_obs[rows, states]
             log_obs[rows] = -torch.inf
             log_obs[rows, states] = value
-        laid_out, offsets = block.laid_out(log_obs)
-        result = ops.hmm_forward_backward(
-            laid_out, p.start, p.transition, offsets=offsets, weight=block.weight
-        )
+        result = block.run(ops.hmm_forward_backward, log_obs, p, weight=block.weight)
         r, weight = result.posteriors.view(log_obs.shape), block.frame_weight
         return result, r if weight is None else r * weight[:, None]
 

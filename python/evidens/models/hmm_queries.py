@@ -162,7 +162,7 @@ class HMMQueries:
         """
         whole = isinstance(X, Tensor) and X.requires_grad and torch.is_grad_enabled()
         parts = [
-            ops.hmm_log_likelihood(log_obs, p.start, p.transition, offsets=block.offsets)
+            block.run(ops.hmm_log_likelihood, log_obs, p)
             for log_obs, p, block in self._scored(X, lengths, whole=whole)
         ]
         return returned(torch.cat(parts), X)
@@ -189,11 +189,9 @@ class HMMQueries:
         log_prob, parts = 0.0, []
         with torch.no_grad():
             for log_obs, p, block in self._scored(X, lengths):
-                result = ops.hmm_forward_backward(
-                    log_obs, p.start, p.transition, offsets=block.offsets
-                )
+                result = block.run(ops.hmm_forward_backward, log_obs, p)
                 log_prob += float(result.log_likelihood.sum())
-                parts.append(result.posteriors)
+                parts.append(result.posteriors.reshape(log_obs.shape))
         return log_prob, returned(torch.cat(parts), X)
 
     def predict_proba(self, X: Any, lengths: Any = None) -> Any:
@@ -244,13 +242,11 @@ class HMMQueries:
         with torch.no_grad():
             for log_obs, p, block in self._scored(X, lengths):
                 if algorithm == "viterbi":
-                    path = ops.hmm_viterbi(log_obs, p.start, p.transition, offsets=block.offsets)
-                    states, score = path.states, path.log_prob.sum()
+                    path = block.run(ops.hmm_viterbi, log_obs, p)
+                    states, score = path.states.reshape(-1), path.log_prob.sum()
                 else:
-                    result = ops.hmm_forward_backward(
-                        log_obs, p.start, p.transition, offsets=block.offsets
-                    )
-                    largest, states = result.posteriors.max(1)
+                    result = block.run(ops.hmm_forward_backward, log_obs, p)
+                    largest, states = result.posteriors.reshape(log_obs.shape).max(1)
                     states = torch.where(largest > 0, states, -1)
                     score = largest.sum(dtype=torch.float64)
                 log_prob += float(score)
@@ -282,9 +278,7 @@ class HMMQueries:
         seed = int(check_random_state(seed).randint(2**31 - 1))
         with torch.no_grad():
             ((log_obs, p, block),) = self._scored(X, lengths, whole=True)
-            states = ops.hmm_sample_paths(
-                log_obs, p.start, p.transition, offsets=block.offsets, n=n, seed=seed
-            )
+            states = block.run(ops.hmm_sample_paths, log_obs, p, n=n, seed=seed).reshape(n, -1)
         return returned(states, X)
 
     def impute(self, X: Any, lengths: Any = None) -> Any:
@@ -309,9 +303,8 @@ class HMMQueries:
                 x = block.x.clone()
                 rows = x.isnan().any(1).nonzero()[:, 0]
                 if len(rows):
-                    r = ops.hmm_forward_backward(
-                        log_obs, p.start, p.transition, offsets=block.offsets
-                    ).posteriors
+                    r = block.run(ops.hmm_forward_backward, log_obs, p).posteriors
+                    r = r.reshape(log_obs.shape)
                     rows = rows[r[rows].sum(1) > 0]
                     x[rows] = self._fill(x[rows].to(r.dtype), r[rows], p.emission).to(x.dtype)
                 parts.append(x)
