@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import dynamax_hmm, torch_hmm
+from . import dynamax_hmm, hmmlearn_hmm, torch_hmm
 from .dynamax_hmm import DYNAMAX
 from .harness import (
     OURS,
@@ -29,7 +29,7 @@ from .harness import (
     iteration_time,
     relative_error,
 )
-from .hmm_data import HMMLEARN, fitted, gaussian_hmm, log_observations, sequences
+from .hmm_data import HMMLEARN, HMMLEARN_LOG, fitted, gaussian_hmm, log_observations, sequences
 from .peak import measure_likelihood_peak
 
 TORCH, SCALED = "torch", "torch scaled"
@@ -98,7 +98,9 @@ def _setup(calls: dict[str, Callable[[], Output]], work: Needs | None = None) ->
 def _fits(shape: Shape) -> dict[str, Callable[[int], Output]]:
     b, t, d, k = shape
     x, lengths, start = sequences(b, t, d, k)
-    fits = {by: functools.partial(fitted, by, start, x, lengths) for by in (OURS, HMMLEARN)}
+    # hmmlearn's default takes ten seconds an iteration at the largest size.
+    names = (OURS, HMMLEARN, HMMLEARN_LOG) if b * t * k * k < 1e8 else (OURS, HMMLEARN)
+    fits = {by: functools.partial(fitted, by, start, x, lengths) for by in names}
     if t <= 1000:  # longer, a loop in Python is no rival
         fits[TORCH] = functools.partial(torch_hmm.fit, torch.from_numpy(x), b, start)
     return fits
@@ -140,7 +142,7 @@ def _model(shape: Shape, method: str) -> Setup:
         return dict(zip(names.get(method, ("posteriors",)), found, strict=True))
 
     models = functools.cache(lambda by: gaussian_hmm(by, start))
-    return _setup({by: functools.partial(call, by) for by in (OURS, HMMLEARN)})
+    return _setup({by: functools.partial(call, by) for by in (OURS, HMMLEARN, HMMLEARN_LOG)})
 
 
 # --- ops -----------------------------------------------------------------------------------------
@@ -181,6 +183,7 @@ def _op(shape: Shape, work: str) -> Setup:
     calls = {
         OURS: functools.partial(ours, *arguments),
         DYNAMAX: dynamax_hmm.call(work, *arguments),
+        HMMLEARN: hmmlearn_hmm.call(work, *arguments),
         TORCH: functools.partial(torchs, *arguments),
     }
     return _setup(calls, needs(shape, "float64", products, words))

@@ -38,9 +38,15 @@ def pinned_threads(threads: int | None) -> Iterator[dict]:
 
 def _cpu_model() -> str:
     with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        if found:
-            return found.group(1).strip()
+        text = Path("/proc/cpuinfo").read_text()
+        names = ("model name", "cpu family", "model")
+        name, *numbers = (re.search(rf"^{n}\s*:\s*(.+)$", text, re.M) for n in names)
+        if name:
+            # Virtual machines hide which generation it is behind a name without a number.
+            found = name[1].strip()
+            if re.search(r"\d", found) is None and all(numbers):
+                found += f", family {numbers[0][1]} model {numbers[1][1]}"
+            return found
     if platform.system() == "Darwin":
         with contextlib.suppress(OSError):
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
