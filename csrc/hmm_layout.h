@@ -88,6 +88,7 @@ template <class T> struct HmmLayout {
     // Sums must not depend on the threads; four groups or more leave none of a few idle.
     int64_t vectors = sums(p) ? all / 4 : all / (threads < 1 ? 1 : threads);
     vectors = vectors < 1 ? 1 : vectors > kVectors ? kVectors : vectors;
+    if (p.task == kHmmBestPath) vectors = 1;  // nothing is fused, so an operand may as well come from memory
     plan.vectors = plan.by_lanes ? int32_t(vectors) : 1;
     plan.groups = plan.by_lanes ? (all + vectors - 1) / vectors : B;
     plan.units = !sums(p) ? plan.groups : plan.groups > 32 ? 32 : plan.groups < 1 ? 1 : plan.groups;

@@ -58,7 +58,7 @@ def hmm_log_likelihood(
     return log_likelihood.to(log_obs.dtype)
 
 
-def hmm_forward(
+def hmm_filter(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
@@ -74,7 +74,7 @@ def hmm_forward(
     return log_likelihood, filtered
 
 
-def hmm_posteriors(
+def hmm_forward_backward(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
@@ -141,7 +141,7 @@ def hmm_posteriors(
     return log_likelihood, posteriors, first, second
 
 
-def hmm_best_path(
+def hmm_viterbi(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
@@ -195,7 +195,7 @@ def hmm_best_path(
     return states, log_prob
 
 
-def hmm_draw_paths(
+def hmm_sample_paths(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,

@@ -176,17 +176,17 @@ def main() -> None:
             for k in states:
                 s = sequences(k, dtype, kind == "varying")
                 hmm.hmm_log_likelihood(*s)
-                hmm.hmm_forward(*s)
-                hmm.hmm_posteriors(*s, None, False)
-                hmm.hmm_posteriors(*s, s[1][:, 0].contiguous(), True)
-                hmm.hmm_posteriors(*s, s[1][:, 0].contiguous(), False)
-                hmm.hmm_best_path(*s)
-                hmm.hmm_draw_paths(*s, 2**60, 3)
+                hmm.hmm_filter(*s)
+                hmm.hmm_forward_backward(*s, None, False)
+                hmm.hmm_forward_backward(*s, s[1][:, 0].contiguous(), True)
+                hmm.hmm_forward_backward(*s, s[1][:, 0].contiguous(), False)
+                hmm.hmm_viterbi(*s)
+                hmm.hmm_sample_paths(*s, 2**60, 3)
     case, hmm_plan._DOT_SEQUENCES = "hmm product", 1
     hmm._marked = lambda redo: torch.arange(0)
     for k in PRODUCT_STATES:
         hmm.hmm_log_likelihood(*sequences(k, torch.float32))
-        hmm.hmm_posteriors(*sequences(k, torch.float32), None, False)
+        hmm.hmm_forward_backward(*sequences(k, torch.float32), None, False)
     for record in done.values():
         print(json.dumps(record))
 

@@ -108,7 +108,7 @@ def clamped(actual, expected):
 def check_all(s, close, weight=None, draws=2):
     """Every function on these sequences against the reference on the same numbers."""
     u = torch.finfo(s.dtype).eps
-    actual, expected = hmm.hmm_forward(*s.arguments), reference.hmm_forward(*s.exact)
+    actual, expected = hmm.hmm_filter(*s.arguments), reference.hmm_filter(*s.exact)
     log_bound = s.sums() + 4 * u * (1 + expected[0].abs())
     assert actual[0].dtype == torch.float64
     assert actual[1].dtype == s.dtype
@@ -126,8 +126,8 @@ def check_all(s, close, weight=None, draws=2):
         if pairwise and s.transition.dim() == 2 and (s.lengths == 0).any():
             continue
         weight64 = None if weight is None else weight.double()
-        actual = hmm.hmm_posteriors(*s.arguments, weight, pairwise)
-        expected = reference.hmm_posteriors(*s.exact, weight64, pairwise)
+        actual = hmm.hmm_forward_backward(*s.arguments, weight, pairwise)
+        expected = reference.hmm_forward_backward(*s.exact, weight64, pairwise)
         close(actual[0], expected[0], log_bound)
         for a, b in zip(actual[1:3], expected[1:3]):
             assert a.dtype == s.dtype
@@ -138,17 +138,17 @@ def check_all(s, close, weight=None, draws=2):
         second, size = clamped(actual[3], expected[3])
         expected_second = size
         if shared and weight is not None:
-            size = reference.hmm_posteriors(*s.exact, weight64.abs(), False)[3]
+            size = reference.hmm_forward_backward(*s.exact, weight64.abs(), False)[3]
         # Blocks of at most 32 frames are summed in ``dtype``, the blocks in float64.
         close(second, expected_second, (4 * s.sums() + 32 * u) * size + u * (size > 0))
 
-    actual, expected = hmm.hmm_best_path(*s.arguments), reference.hmm_best_path(*s.exact)
+    actual, expected = hmm.hmm_viterbi(*s.arguments), reference.hmm_viterbi(*s.exact)
     assert actual[0].dtype == torch.int64
     assert torch.equal(actual[0], expected[0])
     close(actual[1], expected[1], 1e-13 * (1 + expected[1].abs()))
     # A uniform would have to fall within rounding of a cumulative sum to make a difference.
-    actual = hmm.hmm_draw_paths(*s.arguments, 2**63 + 11, draws)
-    assert torch.equal(actual, reference.hmm_draw_paths(*s.exact, 2**63 + 11, draws))
+    actual = hmm.hmm_sample_paths(*s.arguments, 2**63 + 11, draws)
+    assert torch.equal(actual, reference.hmm_sample_paths(*s.exact, 2**63 + 11, draws))
 
 
 @each_dtype
@@ -175,13 +175,13 @@ def test_rows_without_a_frame(sequences):
     others[rows] = False
     assert others.sum() == 6
     for probabilities in (
-        hmm.hmm_forward(*s.arguments)[1],
-        hmm.hmm_posteriors(*s.arguments, None, False)[1],
+        hmm.hmm_filter(*s.arguments)[1],
+        hmm.hmm_forward_backward(*s.arguments, None, False)[1],
     ):
         assert (probabilities[others] == 0).all()
         assert torch.allclose(probabilities.sum(1).cpu(), (~others).double())
-    assert (hmm.hmm_best_path(*s.arguments)[0][others] == -1).all()
-    assert (hmm.hmm_draw_paths(*s.arguments, 1, 2)[:, others] == -1).all()
+    assert (hmm.hmm_viterbi(*s.arguments)[0][others] == -1).all()
+    assert (hmm.hmm_sample_paths(*s.arguments, 1, 2)[:, others] == -1).all()
 
 
 @each_dtype
@@ -198,8 +198,8 @@ def test_odd_sequences(dtype, varying, sequences, close):
     s.log_obs[at[5] + 1, 1:] = -math.inf
     s.log_obs[at[6] : at[6] + 5] += 1e4 * torch.tensor([-3.0, 0, 1, 2]).to(s.log_obs)
     s.log_obs[at[7] : at[7] + 3] -= 1e30
-    total, posteriors, first, second = hmm.hmm_posteriors(*s.arguments, None, varying)
-    expected = reference.hmm_posteriors(*s.exact, None, varying)
+    total, posteriors, first, second = hmm.hmm_forward_backward(*s.arguments, None, varying)
+    expected = reference.hmm_forward_backward(*s.exact, None, varying)
     assert total[1] == -math.inf
     assert total[2:4].isnan().all()
     assert total[4] == 0
@@ -216,26 +216,26 @@ def test_odd_sequences(dtype, varying, sequences, close):
         # Without weight they add nothing, even where they are NaN.
         keep = torch.ones_like(s.weight)
         keep[2:4] = 0.0
-        second = hmm.hmm_posteriors(*s.arguments, keep, False)[3]
-        expected = reference.hmm_posteriors(*s.exact, keep.double(), False)
+        second = hmm.hmm_forward_backward(*s.arguments, keep, False)[3]
+        expected = reference.hmm_forward_backward(*s.exact, keep.double(), False)
         assert second.isfinite().all()
     second, expected_second = clamped(second, expected[3])
     close(second, expected_second, eps * (1 + expected_second))
 
-    total, filtered = hmm.hmm_forward(*s.arguments)
-    expected = reference.hmm_forward(*s.exact)
+    total, filtered = hmm.hmm_filter(*s.arguments)
+    expected = reference.hmm_filter(*s.exact)
     close(total, expected[0], eps * (1 + expected[0].abs()))
     close(filtered, expected[1], eps)
-    states, log_prob = hmm.hmm_best_path(*s.arguments)
-    expected = reference.hmm_best_path(*s.exact)
+    states, log_prob = hmm.hmm_viterbi(*s.arguments)
+    expected = reference.hmm_viterbi(*s.exact)
     assert torch.equal(states, expected[0])
     close(log_prob, expected[1], 1e-13 * (1 + expected[1].abs()))
-    draws = hmm.hmm_draw_paths(*s.arguments, 5, 2)
-    assert torch.equal(draws, reference.hmm_draw_paths(*s.exact, 5, 2))
+    draws = hmm.hmm_sample_paths(*s.arguments, 5, 2)
+    assert torch.equal(draws, reference.hmm_sample_paths(*s.exact, 5, 2))
     assert (draws[:, at[1] : at[3] + 3] == -1).all()
 
     s.log_obs, _ = other, s.log_obs
-    plain = hmm.hmm_forward(*s.arguments)[1]
+    plain = hmm.hmm_filter(*s.arguments)[1]
     assert torch.equal(filtered[:4], plain[:4])
 
 
@@ -267,7 +267,7 @@ def test_what_only_the_backward_messages_lose(dtype, sequences, close, monkeypat
     s.transition = torch.eye(3).to(s.transition)
     frames = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 0.0, -2.0], [-0.7, -0.7, 0.0]])
     s.log_obs[:3] = frames.to(s.log_obs) * far
-    posteriors = hmm.hmm_posteriors(*s.arguments, None, False)[1][:3]
+    posteriors = hmm.hmm_forward_backward(*s.arguments, None, False)[1][:3]
     assert torch.allclose(posteriors, posteriors.new_tensor([0.5, 0.5, 0.0]).expand(3, 3))
     check_all(s, close)
 
@@ -281,7 +281,7 @@ def test_large_weights(dtype, sequences):
     s.transition = torch.eye(3).to(s.transition)
     s.log_obs[:2] = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0]]).to(s.log_obs) * far
     weight = torch.tensor([large, 0.0], dtype=torch.float64).to(s.weight)
-    second = hmm.hmm_posteriors(*s.arguments, weight, False)[3]
+    second = hmm.hmm_forward_backward(*s.arguments, weight, False)[3]
     assert torch.allclose(second.diagonal()[:2] / large, second.new_full((2,), 0.5))
     assert not second.isnan().any()
 
@@ -295,8 +295,8 @@ def test_what_is_lost_for_good_is_not_computed_again(sequences, close, monkeypat
     s.log_obs[:] = -150.0
     s.log_obs[torch.arange(2 * time), torch.arange(2 * time) % time // 3] = 0.0
     monkeypatch.setattr(hmm, "_forward_again", lambda p, again, *_, **__: again.count and 1 / 0)
-    total, posteriors, _, _ = hmm.hmm_posteriors(*s.arguments, None, False)
-    expected = reference.hmm_posteriors(*s.exact, None, False)
+    total, posteriors, _, _ = hmm.hmm_forward_backward(*s.arguments, None, False)
+    expected = reference.hmm_forward_backward(*s.exact, None, False)
     close(total, expected[0], s.sums() + 1e-6 * expected[0].abs())
     close(posteriors, expected[1], 4 * s.sums() * expected[1] + 1e-7)
 
@@ -308,7 +308,7 @@ def test_a_derivative_at_a_zero_is_finite(sequences):
             s = sequences((2,), 2, dtype, varying=varying)
             s.transition[:] = torch.eye(2).to(dtype)
             s.log_obs[:] = torch.tensor([[0.0, -2e3], [-2e3, 0.0]]).to(s.log_obs)
-            second = hmm.hmm_posteriors(*s.arguments, None, False)[3].reshape(2, 2)
+            second = hmm.hmm_forward_backward(*s.arguments, None, False)[3].reshape(2, 2)
             assert second.isfinite().all()
             assert second[0, 1] > 1e37
             pairs = second * s.transition.reshape(2, 2)
@@ -320,46 +320,46 @@ def test_ties(sequences):
     s.log_obs[:] = 0.0
     s.initial = torch.full_like(s.initial, 0.25)
     s.transition = torch.full_like(s.transition, 1 / 3)
-    states, _ = hmm.hmm_best_path(*s.arguments)
+    states, _ = hmm.hmm_viterbi(*s.arguments)
     # The lowest of the last states; going back, the highest predecessor.
     assert states.tolist() == [2, 2, 0, 2, 0]
 
 
 def test_a_draw_depends_on_its_place_alone(sequences):
     s = sequences((9, 6, 7), 4)
-    whole = hmm.hmm_draw_paths(*s.arguments, 3, 5)
+    whole = hmm.hmm_sample_paths(*s.arguments, 3, 5)
     assert whole.unique(dim=0).shape[0] > 1
-    assert torch.equal(hmm.hmm_draw_paths(*s.arguments, 3, 2), whole[:2])
-    assert not torch.equal(hmm.hmm_draw_paths(*s.arguments, 4, 5), whole)
+    assert torch.equal(hmm.hmm_sample_paths(*s.arguments, 3, 2), whole[:2])
+    assert not torch.equal(hmm.hmm_sample_paths(*s.arguments, 4, 5), whole)
     part = (*s.arguments[:3], s.starts[:2], s.lengths[:2], s.first[:2])
-    assert torch.equal(hmm.hmm_draw_paths(*part, 3, 5)[:, :15], whole[:, :15])
+    assert torch.equal(hmm.hmm_sample_paths(*part, 3, 5)[:, :15], whole[:, :15])
 
 
 @each_dtype
 def test_several_programs_sum_the_pairs(dtype, sequences, close, monkeypatch):
     s = sequences((45, 40), 2, dtype)
     monkeypatch.setattr(hmm, "_PAIR_PROGRAMS", 3)
-    actual = hmm.hmm_posteriors(*s.arguments, s.weight, False)[3]
+    actual = hmm.hmm_forward_backward(*s.arguments, s.weight, False)[3]
     weight = s.weight.double()
-    expected = reference.hmm_posteriors(*s.exact, weight, False)[3]
-    size = reference.hmm_posteriors(*s.exact, weight.abs(), False)[3]
+    expected = reference.hmm_forward_backward(*s.exact, weight, False)[3]
+    size = reference.hmm_forward_backward(*s.exact, weight.abs(), False)[3]
     close(actual, expected, (4 * s.sums() + 32 * torch.finfo(dtype).eps) * size)
 
 
 def test_several_programs_sum_the_pairs_in_logs(sequences, monkeypatch):
     s = sequences((3, 4, 2, 3, 3), 2)
     monkeypatch.setattr(hmm, "_PAIR_PROGRAMS", 2)
-    plain = hmm.hmm_posteriors(*s.arguments, s.weight, False)
+    plain = hmm.hmm_forward_backward(*s.arguments, s.weight, False)
     monkeypatch.setattr(hmm, "_marked", lambda redo: torch.arange(len(redo), device=redo.device))
-    for a, b in zip(hmm.hmm_posteriors(*s.arguments, s.weight, False), plain):
+    for a, b in zip(hmm.hmm_forward_backward(*s.arguments, s.weight, False), plain):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
 def test_the_same_bits_twice(sequences, monkeypatch):
     s = sequences((12, 40), 3, torch.float32)
     monkeypatch.setattr(hmm, "_PAIR_PROGRAMS", 2)
-    first = hmm.hmm_posteriors(*s.arguments, s.weight, False)
-    second = hmm.hmm_posteriors(*s.arguments, s.weight, False)
+    first = hmm.hmm_forward_backward(*s.arguments, s.weight, False)
+    second = hmm.hmm_forward_backward(*s.arguments, s.weight, False)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
@@ -367,19 +367,19 @@ def test_the_same_bits_twice(sequences, monkeypatch):
 @pytest.mark.parametrize("varying", [False, True])
 def test_no_frames(lengths, varying, sequences):
     s = sequences(lengths, 3, varying=varying)
-    hmm.hmm_forward(*sequences((2,), 3).arguments)  # for the canaries: it does allocate
+    hmm.hmm_filter(*sequences((2,), 3).arguments)  # for the canaries: it does allocate
     batch = len(lengths)
     assert torch.equal(hmm.hmm_log_likelihood(*s.arguments), s.log_obs.new_zeros(batch))
-    total, posteriors, first, second = hmm.hmm_posteriors(*s.arguments, None, False)
+    total, posteriors, first, second = hmm.hmm_forward_backward(*s.arguments, None, False)
     assert torch.equal(total, s.log_obs.new_zeros(batch))
     assert posteriors.shape == (0, 3)
     assert torch.equal(first, s.log_obs.new_zeros(batch, 3))
     assert second.shape == ((0, 3, 3) if varying else (3, 3))
     assert (second == 0).all()
-    assert [r.shape for r in hmm.hmm_forward(*s.arguments)] == [(batch,), (0, 3)]
-    assert [r.shape for r in hmm.hmm_best_path(*s.arguments)] == [(0,), (batch,)]
-    assert hmm.hmm_draw_paths(*s.arguments, 0, 2).shape == (2, 0)
-    assert hmm.hmm_draw_paths(*sequences((2,), 3).arguments, 0, 0).shape == (0, 2)
+    assert [r.shape for r in hmm.hmm_filter(*s.arguments)] == [(batch,), (0, 3)]
+    assert [r.shape for r in hmm.hmm_viterbi(*s.arguments)] == [(0,), (batch,)]
+    assert hmm.hmm_sample_paths(*s.arguments, 0, 2).shape == (2, 0)
+    assert hmm.hmm_sample_paths(*sequences((2,), 3).arguments, 0, 0).shape == (0, 2)
 
 
 @each_dtype
@@ -394,7 +394,7 @@ def test_gradients_through_the_op(dtype, varying, sequences, close):
         value = evidens.ops.hmm_log_likelihood(*inputs, offsets=offsets)
         gradients = torch.autograd.grad(value, inputs, s.weight)
     weight = s.weight.double()
-    total, posteriors, first, second = reference.hmm_posteriors(*s.exact, weight, False)
+    total, posteriors, first, second = reference.hmm_forward_backward(*s.exact, weight, False)
     if varying:
         steps = (s.lengths - 1).clamp(min=0)
         second = second * weight.repeat_interleave(steps)[:, None, None]

@@ -209,9 +209,9 @@ def answer(case: Case) -> Answer:
     batch, time, k = case.log_obs.shape
     steps = max(time - 1, 0)
     inner[2] = wide.transition.expand(batch, steps, k, k).reshape(-1, k, k)
-    total, posteriors, first, second = reference.hmm_posteriors(*inner, None, True)
-    _, filtered = reference.hmm_forward(*wide.inner())
-    _, log_prob = reference.hmm_best_path(*wide.inner())
+    total, posteriors, first, second = reference.hmm_forward_backward(*inner, None, True)
+    _, filtered = reference.hmm_filter(*wide.inner())
+    _, log_prob = reference.hmm_viterbi(*wide.inner())
     shape = case.log_obs.shape
     return Answer(
         total,
@@ -422,7 +422,7 @@ def check_sample_paths(case: Case, given=None, n=3, seed=5) -> None:
         got = torch.stack([unpack(case, paths, -1) for paths in got])
     batch, time, k = case.log_obs.shape
     wide = case.to(torch.float64)
-    want = reference.hmm_draw_paths(*wide.inner(), seed, n).reshape(n, batch, time)
+    want = reference.hmm_sample_paths(*wide.inner(), seed, n).reshape(n, batch, time)
     assert got.dtype is torch.int64
     assert got.shape == want.shape
     assert torch.equal(got == -1, want == -1)

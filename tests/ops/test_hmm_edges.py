@@ -784,10 +784,10 @@ def test_inner_ops_refuse_sequences_outside_of_their_rows(what):
         a = torch.ones(17, 3, 3)
     for name, more in (
         ("hmm_log_likelihood", ()),
-        ("hmm_posteriors", (None, False)),
-        ("hmm_forward", ()),
-        ("hmm_best_path", ()),
-        ("hmm_draw_paths", (0, 1)),
+        ("hmm_forward_backward", (None, False)),
+        ("hmm_filter", ()),
+        ("hmm_viterbi", ()),
+        ("hmm_sample_paths", (0, 1)),
     ):
         op = getattr(torch.ops.evidens, name)
         for scale in (1, 40):  # few sequences are checked in another way than many

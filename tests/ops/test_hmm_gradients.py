@@ -659,12 +659,12 @@ def test_opcheck(shape, varying):
     weight = torch.rand(shape[0], dtype=F64)
     for name, more in (
         ("hmm_log_likelihood", ()),
-        ("hmm_posteriors", (None, False)),
-        ("hmm_posteriors", (weight, False)),
-        ("hmm_posteriors", (weight, True)),
-        ("hmm_forward", ()),
-        ("hmm_best_path", ()),
-        ("hmm_draw_paths", (3, 2)),
+        ("hmm_forward_backward", (None, False)),
+        ("hmm_forward_backward", (weight, False)),
+        ("hmm_forward_backward", (weight, True)),
+        ("hmm_filter", ()),
+        ("hmm_viterbi", ()),
+        ("hmm_sample_paths", (3, 2)),
     ):
         torch.library.opcheck(getattr(torch.ops.evidens, name).default, (*inner, *more))
 

@@ -158,14 +158,14 @@ def per_step(case: Case) -> Case:
 def test_log_likelihood(case):
     total = torch.stack([e.total for e in enumerated(case)])
     close(reference.hmm_log_likelihood(*case.inner()), total)
-    for function in (reference.hmm_forward, reference.hmm_posteriors):
-        more = (None, False) if function is reference.hmm_posteriors else ()
+    for function in (reference.hmm_filter, reference.hmm_forward_backward):
+        more = (None, False) if function is reference.hmm_forward_backward else ()
         close(function(*case.inner(), *more)[0], total)
 
 
 def test_filter(case):
     _batch, _time, _ = case.log_obs.shape
-    filtered = reference.hmm_forward(*case.inner())[1].reshape(case.log_obs.shape)
+    filtered = reference.hmm_filter(*case.inner())[1].reshape(case.log_obs.shape)
     for b, e in enumerate(enumerated(case)):
         if e.length:
             close(filtered[b, : e.length], e.filtered())
@@ -178,9 +178,9 @@ def test_posteriors(case, weighted):
     dtype = case.log_obs.dtype
     weight = torch.linspace(-1, 2, batch, dtype=dtype) if weighted else None
     w = torch.ones(batch).double() if weight is None else weight.double()
-    _, posteriors, first, second = reference.hmm_posteriors(*case.inner(), weight, False)
+    _, posteriors, first, second = reference.hmm_forward_backward(*case.inner(), weight, False)
     steps = per_step(case)
-    _, again, first_again, each = reference.hmm_posteriors(*steps.inner(), weight, True)
+    _, again, first_again, each = reference.hmm_forward_backward(*steps.inner(), weight, True)
     assert torch.equal(posteriors, again)
     assert torch.equal(first, first_again)
     each = each.reshape(batch, time - 1, k, k)
@@ -202,7 +202,7 @@ def test_posteriors(case, weighted):
     if case.transition.ndim == 2:
         assert second.dtype is torch.float64
         close(second, summed)
-        rows = reference.hmm_posteriors(*case.inner(), weight, True)[3]
+        rows = reference.hmm_forward_backward(*case.inner(), weight, True)[3]
         assert torch.equal(rows.reshape(each.shape), each)
     else:
         assert torch.equal(second.reshape(each.shape), each)
@@ -278,7 +278,7 @@ def test_forward_mode():
 
 
 def test_best_path(case):
-    states, log_prob = reference.hmm_best_path(*case.inner())
+    states, log_prob = reference.hmm_viterbi(*case.inner())
     batch, time, _ = case.log_obs.shape
     states = states.reshape(batch, time)
     for b, e in enumerate(enumerated(case)):
@@ -307,7 +307,7 @@ def test_ties(time, k, seed):
     obs, pi, a = -torch.randint(0, 3, (time, k), generator=g).double(), coins(k), coins(k, k)
     e = Enumerated(obs, pi, a.expand(time - 1, k, k))
     where = torch.tensor([0]), torch.tensor([time]), torch.tensor([0])
-    states, _ = reference.hmm_best_path(obs, pi, a, *where)
+    states, _ = reference.hmm_viterbi(obs, pi, a, *where)
     if e.total == -INF:
         assert (states == -1).all()
         return
@@ -324,7 +324,7 @@ def test_frequencies_of_drawn_paths(name, dtype):
     case = special(name, dtype, shape=(2, 3, 3))
     n = 1500
     batch, time, k = case.log_obs.shape
-    drawn = reference.hmm_draw_paths(*case.inner(), 1234, n).reshape(n, batch, time)
+    drawn = reference.hmm_sample_paths(*case.inner(), 1234, n).reshape(n, batch, time)
     for b, e in enumerate(enumerated(case)):
         mine = drawn[:, b]
         assert (mine[:, e.length :] == -1).all()
@@ -352,13 +352,13 @@ def test_frequencies_of_drawn_paths(name, dtype):
 
 def test_draws_are_a_function_of_seed_draw_sequence_and_frame():
     case = hmm(4, 6, 3, torch.float64)
-    whole = reference.hmm_draw_paths(*case.inner(), 7, 5).reshape(5, 4, 6)
-    assert torch.equal(reference.hmm_draw_paths(*case.inner(), 7, 2).reshape(2, 4, 6), whole[:2])
+    whole = reference.hmm_sample_paths(*case.inner(), 7, 5).reshape(5, 4, 6)
+    assert torch.equal(reference.hmm_sample_paths(*case.inner(), 7, 2).reshape(2, 4, 6), whole[:2])
     fewer = case.select(torch.arange(2))
     assert torch.equal(
-        reference.hmm_draw_paths(*fewer.inner(), 7, 5).reshape(5, 2, 6), whole[:, :2]
+        reference.hmm_sample_paths(*fewer.inner(), 7, 5).reshape(5, 2, 6), whole[:, :2]
     )
-    assert not torch.equal(reference.hmm_draw_paths(*case.inner(), 8, 5).reshape(5, 4, 6), whole)
+    assert not torch.equal(reference.hmm_sample_paths(*case.inner(), 8, 5).reshape(5, 4, 6), whole)
     assert not torch.equal(whole[0], whole[1])
 
 
@@ -370,9 +370,9 @@ def test_nan_stays_in_its_sequence():
         others = torch.tensor([0, 2])
         for function, more in (
             (reference.hmm_log_likelihood, ()),
-            (reference.hmm_forward, ()),
-            (reference.hmm_best_path, ()),
-            (reference.hmm_posteriors, (None, True)),
+            (reference.hmm_filter, ()),
+            (reference.hmm_viterbi, ()),
+            (reference.hmm_forward_backward, (None, True)),
         ):
             got, want = function(*case.inner(), *more), function(*clean.inner(), *more)
             for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, want))):
@@ -380,12 +380,12 @@ def test_nan_stays_in_its_sequence():
                 assert torch.equal(a[others], b[others])
                 if a.dtype is torch.int64:
                     assert (a[1] == -1).all()
-                elif function is not reference.hmm_forward or a.shape[1] == 1:
+                elif function is not reference.hmm_filter or a.shape[1] == 1:
                     assert a[1].isnan().all()
                 else:  # the past is not touched by what comes
                     assert torch.equal(a[1, :6], b[1, :6])
                     assert a[1, 6:].isnan().all()
-        drawn = reference.hmm_draw_paths(*case.inner(), 0, 2).reshape(2, 3, 4)
+        drawn = reference.hmm_sample_paths(*case.inner(), 0, 2).reshape(2, 3, 4)
         assert (drawn[:, 1] == -1).all()
         assert (drawn[:, others] >= 0).all()
 
@@ -409,7 +409,7 @@ def test_against_hmmlearn(hmmc, name):
         backward = hmmc.backward_log(pi, a, obs)
         xi = np.exp(hmmc.compute_log_xi_sum(forward, a, backward, obs))
     score, path = hmmc.viterbi(pi, a, obs)
-    total, posteriors, _, second = reference.hmm_posteriors(*case.inner(), None, False)
+    total, posteriors, _, second = reference.hmm_forward_backward(*case.inner(), None, False)
 
     def same(actual, expected):
         np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)
@@ -418,8 +418,8 @@ def test_against_hmmlearn(hmmc, name):
     same(posteriors, np.exp(forward + backward - log_prob))
     same(second * case.transition, xi)
     filtered = np.exp(forward - np.logaddexp.reduce(forward, axis=1, keepdims=True))
-    same(reference.hmm_forward(*case.inner())[1], filtered)
-    states, best = reference.hmm_best_path(*case.inner())
+    same(reference.hmm_filter(*case.inner())[1], filtered)
+    states, best = reference.hmm_viterbi(*case.inner())
     same(best[0], score)
     assert states.tolist() == path.tolist()
 
@@ -435,4 +435,4 @@ def test_ties_against_hmmlearn(time, k, seed):
     pi, a = torch.full((k,), 1 / k).double(), torch.full((k, k), 1 / k).double()
     _, path = hmmc.viterbi(pi.numpy(), a.numpy(), obs.numpy())
     where = torch.tensor([0]), torch.tensor([time]), torch.tensor([0])
-    assert reference.hmm_best_path(obs, pi, a, *where)[0].tolist() == path.tolist()
+    assert reference.hmm_viterbi(obs, pi, a, *where)[0].tolist() == path.tolist()

@@ -174,21 +174,21 @@ _log_likelihood = _op(
     backward=_log_likelihood_backward,
 )
 _posteriors = _op(
-    "hmm_posteriors",
+    "hmm_forward_backward",
     ", Tensor? weight, bool pairwise",
     "(Tensor, Tensor, Tensor, Tensor)",
     cpu.posteriors,
     _fake_posteriors,
 )
 _forward = _op(
-    "hmm_forward",
+    "hmm_filter",
     "",
     "(Tensor, Tensor)",
     cpu.forward,
     lambda x, pi, a, starts, lengths, first: (_per_sequence(x, starts), x.new_empty(x.shape)),
 )
 _best_path = _op(
-    "hmm_best_path",
+    "hmm_viterbi",
     "",
     "(Tensor, Tensor)",
     cpu.best_path,
@@ -198,7 +198,7 @@ _best_path = _op(
     ),
 )
 _draw_paths = _op(
-    "hmm_draw_paths",
+    "hmm_sample_paths",
     ", int seed, int n",
     "Tensor",
     cpu.draw_paths,

@@ -170,7 +170,7 @@ def _exp(exponent: Tensor) -> Tensor:
     return exponent.clamp(max=_LARGEST_EXPONENT).exp()
 
 
-def hmm_posteriors(
+def hmm_forward_backward(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
@@ -233,7 +233,7 @@ def hmm_posteriors(
     return total, _packed(posteriors.to(dtype), rows, present, log_obs, 0), first.to(dtype), second
 
 
-def hmm_forward(
+def hmm_filter(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
@@ -250,7 +250,7 @@ def hmm_forward(
     return total, _packed(alpha.exp().to(log_obs.dtype), rows, present, log_obs, 0)
 
 
-def hmm_best_path(
+def hmm_viterbi(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
@@ -305,7 +305,7 @@ def _last_argmax(x: Tensor) -> Tensor:
     return x.shape[-1] - 1 - _first_argmax(x.flip(-1))
 
 
-def hmm_draw_paths(
+def hmm_sample_paths(
     log_obs: Tensor,
     initial: Tensor,
     transition: Tensor,
