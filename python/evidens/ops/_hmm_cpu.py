@@ -12,6 +12,7 @@ __all__ = ["best_path", "draw_paths", "forward", "log_likelihood", "posteriors"]
 # The tasks of csrc/hmm.h, in its order.
 _LOG_LIKELIHOOD, _FORWARD, _POSTERIORS, _BEST_PATH, _DRAW_PATHS = range(5)
 
+# log_obs, initial, transition, starts, lengths, and where the transitions of each sequence begin.
 _Where = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -64,20 +65,43 @@ def _run(
     return total
 
 
-def log_likelihood(*where: Tensor) -> Tensor:
-    return _run(_LOG_LIKELIHOOD, where).to(where[0].dtype)
+def log_likelihood(
+    log_obs: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    at: Tensor,
+) -> Tensor:
+    where = log_obs, initial, transition, starts, lengths, at
+    return _run(_LOG_LIKELIHOOD, where).to(log_obs.dtype)
 
 
-def forward(*where: Tensor) -> tuple[Tensor, Tensor]:
-    filtered = empty(where[0], where[0].shape)
+def forward(
+    log_obs: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    at: Tensor,
+) -> tuple[Tensor, Tensor]:
+    where = log_obs, initial, transition, starts, lengths, at
+    filtered = empty(log_obs, log_obs.shape)
     return _run(_FORWARD, where, posteriors=filtered), filtered
 
 
-def posteriors(*args: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *where, weight, pairwise = args
-    log_obs, _, transition, starts, *_ = where
+def posteriors(
+    log_obs: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    at: Tensor,
+    weight: Tensor | None,
+    pairwise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     k = log_obs.shape[1]
-    per_step = bool(pairwise) or transition.ndim == 3
+    per_step = pairwise or transition.ndim == 3
     result = empty(log_obs, log_obs.shape)
     first = log_obs.new_empty((starts.shape[0], k))
     if transition.ndim == 3:
@@ -86,11 +110,10 @@ def posteriors(*args: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Ten
         second = log_obs.new_zeros((max(log_obs.shape[0] - starts.shape[0], 0), k, k))
     else:
         second = log_obs.new_zeros((k, k), dtype=torch.float64)
-    weight = None if weight is None else weight.contiguous()
     total = _run(
         _POSTERIORS,
-        where,
-        weight=weight,
+        (log_obs, initial, transition, starts, lengths, at),
+        weight=None if weight is None else weight.contiguous(),
         posteriors=result,
         first=first,
         second=second,
@@ -99,14 +122,30 @@ def posteriors(*args: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor, Ten
     return total, result, first, second
 
 
-def best_path(*where: Tensor) -> tuple[Tensor, Tensor]:
-    states = where[0].new_empty((where[0].shape[0],), dtype=torch.int64)
+def best_path(
+    log_obs: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    at: Tensor,
+) -> tuple[Tensor, Tensor]:
+    where = log_obs, initial, transition, starts, lengths, at
+    states = log_obs.new_empty((log_obs.shape[0],), dtype=torch.int64)
     return states, _run(_BEST_PATH, where, paths=states)
 
 
-def draw_paths(*args: Tensor | int) -> Tensor:
-    *where, seed, n = args
-    log_obs = where[0]
+def draw_paths(
+    log_obs: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    at: Tensor,
+    seed: int,
+    n: int,
+) -> Tensor:
+    where = log_obs, initial, transition, starts, lengths, at
     states = log_obs.new_empty((n, log_obs.shape[0]), dtype=torch.int64)
     scratch = empty(log_obs, log_obs.shape)
     _run(_DRAW_PATHS, where, posteriors=scratch, paths=states, draws=n, seed=seed)
