@@ -13,7 +13,7 @@ namespace {
 template <class T> struct HmmLanes : HmmLayout<T> {
   using Layout = HmmLayout<T>;
   using Layout::W, Layout::kVectors, Layout::each_tile, Layout::frame, Layout::weight_of, Layout::initial_of,
-      Layout::density;
+      Layout::density, Layout::lost_of;
   using typename Layout::Shared;
   static constexpr int kLanes = kVectors * W;
 
@@ -71,7 +71,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * g.lanes), top);
       const Vec<T> shift = top == -T(__builtin_inf()) ? Vec<T>{} : top;
       store(w.shift + n, shift);
-      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, *s.watched));
+      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, *s.limit > T(0)));
     }
   }
   EVIDENS_INLINE T *row_of(const HmmParams &p, const Group &g, int64_t lane, int64_t t) {
@@ -91,8 +91,9 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   // next = b * scale * (A^T alpha), and its sums; `lost` where a message fell out of range.
   template <int V, bool Watch>
   static void forward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *alpha,
-                            T *next, uint8_t *lost) {
+                            T *next, int64_t active, uint8_t *lost) {
     const int64_t K = p.states, G = g.lanes;
+    const T limit = *s.limit;
     Vec<T> total[V] = {}, scale[V];
     Vec<Int<T>> gone[V] = {};
     for (int v = 0; v < V; ++v) scale[v] = load(w.scale + v * W);
@@ -107,7 +108,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
             for (int v = 0; v < V; ++v) {
               const int64_t at = (j + m) * G + v * W;
               const Vec<T> b = load(w.b + at), y = acc[m][v] * scale[v] * b;
-              if constexpr (Watch) { gone[v] |= (y < Reach<T>::tiny) & (acc[m][v] > T(0)) & (b > T(0)); }
+              if constexpr (Watch) gone[v] |= lost_of(y, acc[m][v], b, limit);
               store(next + at, y);
               total[v] += y;
             }
@@ -118,21 +119,26 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     for (int v = 0; v < V; ++v) {
       store(w.total + v * W, total[v]);
       if constexpr (Watch)
-        for (int l = 0; l < W; ++l) lost[v * W + l] |= gone[v][l] != 0;
+        for (int l = 0; l < W && v * W + l < active; ++l) lost[v * W + l] |= gone[v][l] != 0;
     }
   }
-  static void first_frame(const HmmParams &p, const Scratch &w, const Group &g, T *next, int64_t active) {
+  static void first_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, T *next,
+                          int64_t active, uint8_t *lost) {
     const int64_t K = p.states;
+    const T limit = *s.limit;
     for (int64_t n = 0; n < active; n += W) {
       gather_rows(K, next + n, g.lanes, 0,
                   [&](int64_t l) { return initial_of(p, g.order[n + l < active ? n + l : 0]); });
       Vec<T> total = {};
+      Vec<Int<T>> gone = {};
       for (int64_t k = 0; k < K; ++k) {
-        const Vec<T> y = load(next + k * g.lanes + n) * load(w.b + k * g.lanes + n);
+        const Vec<T> start = load(next + k * g.lanes + n), b = load(w.b + k * g.lanes + n), y = start * b;
+        gone |= lost_of(y, start, b, limit);
         store(next + k * g.lanes + n, y);
         total += y;
       }
       store(w.total + n, total);
+      for (int64_t l = 0; l < W && n + l < active; ++l) lost[n + l] |= limit > T(0) && gone[l] != 0;
     }
   }
 
@@ -147,13 +153,13 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       T *next = w.alpha[t & 1];
       observe(p, s, w, g, t, active, 2);
       if (t == 0) {
-        first_frame(p, w, g, next, active);
+        first_frame(p, s, w, g, next, active, lost);
       } else {
         with_constant<kVectors>(int((active + W - 1) / W), [&](auto v) {
           constexpr int V = decltype(v)::value;
           const T *alpha = w.alpha[(t & 1) ^ 1];
-          if (*s.watched) forward_frame<V, true>(p, s, w, g, alpha, next, lost);
-          else forward_frame<V, false>(p, s, w, g, alpha, next, lost);
+          if (*s.limit > T(0)) forward_frame<V, true>(p, s, w, g, alpha, next, active, lost);
+          else forward_frame<V, false>(p, s, w, g, alpha, next, active, lost);
         });
       }
       for (int64_t n = 0; n < active; n += W) {

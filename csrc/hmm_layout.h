@@ -17,8 +17,9 @@ constexpr int64_t align(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * 
 constexpr int64_t kSlotRows = 320;  // most frames of one product of messages (sums in T)
 
 template <class T> struct Reach;
-// Below `scale` the smaller terms of a sum have been lost; below `tiny` a message itself.  From
-// transitions above `mixing` a lost message would be regained at the next frame, and dwarf it.
+// Below `scale` the smaller terms of a sum have been lost; below `tiny` a message itself.  Where all
+// transitions lie above `mixing` (of the greatest), a lost message is regained at the next frame, and
+// dwarfed; where not, messages are watched.
 template <> struct Reach<float> { static constexpr float scale = 1e-18f, tiny = 2e-38f, mixing = 1e-12f; };
 template <> struct Reach<double> { static constexpr double scale = 1e-150, tiny = 3e-308, mixing = 1e-20; };
 // NaN is out of reach too: it comes of infinities, where potentials are huge.
@@ -47,7 +48,7 @@ template <class T> struct HmmLayout {
     double *log_forward;    // the same in logs, for the best path
     double *log_columns;    // (K, K): row j holds log A[:, j]
     T *zeros;               // (K,) what a sequence that has ended observes
-    bool *watched;          // a lost message may be needed again
+    T *limit;               // below it a message may be lost here or in the next product; 0: unwatched
   };
 
   static int64_t lanes_wide(const HmmParams &p) { return p.task == kHmmBestPath ? WD : W; }
@@ -59,7 +60,7 @@ template <class T> struct HmmLayout {
     Carver c(base);
     const int64_t K = p.states, Kp = padded(K, W), Kd = padded(K, WD);
     const bool best = p.task == kHmmBestPath, shared = !varying(p);
-    s.watched = c.take<bool>(1);
+    s.limit = c.take<T>(1);
     s.zeros = c.take<T>(Kp);
     s.forward = c.take<T>(!best && shared ? Kp * Kp : 0);
     s.backward = c.take<T>(p.task == kHmmPosteriors && shared ? Kp * Kp : 0);
@@ -104,12 +105,10 @@ template <class T> struct HmmLayout {
     int64_t bytes;
     carve_shared(p, base, s, bytes);
     for (int64_t k = 0; k < padded(K, W); ++k) s.zeros[k] = T(0);
-    *s.watched = true;
+    *s.limit = Reach<T>::tiny;
     if (varying(p)) return;
     const T *A = static_cast<const T *>(p.transition);
-    T least = T(1);
-    for (int64_t i = 0; i < K * K; ++i) least = A[i] < least ? A[i] : least;
-    *s.watched = !(least >= Reach<T>::mixing);
+    *s.limit = limit_of(A, K);
     if (p.task == kHmmBestPath) return pack_logs(p, plan, A, s);
     const bool both = p.task == kHmmPosteriors;
     if (plan.by_lanes) {
@@ -138,6 +137,20 @@ template <class T> struct HmmLayout {
       for (int64_t i = 0; i < K; ++i)
         for (int64_t j = 0; j < Kd; ++j) *out++ = j < K ? s.log_columns[j * K + i] : -__builtin_inf();
     }
+  }
+  // What a message has to reach so that its product with any transition is not lost.
+  static T limit_of(const T *A, int64_t K) {
+    T least = T(1), greatest = T(1), positive = T(1);
+    for (int64_t i = 0; i < K * K; ++i) {
+      least = A[i] < least ? A[i] : least;
+      greatest = A[i] > greatest ? A[i] : greatest;
+      positive = A[i] > T(0) && A[i] < positive ? A[i] : positive;
+    }
+    return least >= Reach<T>::mixing * greatest ? T(0) : Reach<T>::tiny / positive;
+  }
+  // Whether y = x b, of positive x and b, may have been lost; so small a b is no density but a floor.
+  EVIDENS_INLINE Vec<Int<T>> lost_of(Vec<T> y, Vec<T> x, Vec<T> b, T limit) {
+    return ((y < limit) | (b <= Float<T>::smallest)) & (x > T(0)) & (b > T(0));
   }
   static double log_of(T x) {
     return x > T(0) ? __builtin_log(double(x)) : x == T(0) ? -__builtin_inf() : __builtin_nan("");

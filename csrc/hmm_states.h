@@ -7,7 +7,7 @@ namespace {
 
 template <class T> struct HmmStates : HmmLayout<T> {
   using Layout = HmmLayout<T>;
-  using Layout::W, Layout::padded, Layout::frame, Layout::density, Layout::varying, Layout::weight_of;
+  using Layout::W, Layout::padded, Layout::frame, Layout::density, Layout::lost_of, Layout::varying, Layout::weight_of;
   using typename Layout::Shared;
   static constexpr int kColumns = EVIDENS_REGISTERS == 32 ? 8 : 4;  // most vectors of one product
   static constexpr int kSteps = 128;                                // between two products of messages
@@ -50,8 +50,9 @@ template <class T> struct HmmStates : HmmLayout<T> {
       top = max<T>(load(out + k), top);
     }
     const T most = greatest<T>(top), shift = most == -inf ? T(0) : most;
-    for (k = 0; k + W <= K; k += W) store(out + k, density(load(row + k) - shift, *s.watched));
-    if (k < K) store(out + k, density(load(out + k) - shift, *s.watched));
+    const bool watched = *s.limit > T(0);
+    for (k = 0; k + W <= K; k += W) store(out + k, density(load(row + k) - shift, watched));
+    if (k < K) store(out + k, density(load(out + k) - shift, watched));
     return shift;
   }
   static T *density_of(const Scratch &w, int64_t Kp, int64_t t) { return w.b + t % kFrames * Kp; }
@@ -99,6 +100,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
     const bool keep = p.task != kHmmLogLikelihood, normalise = p.task != kHmmPosteriors;
     T *out = keep ? static_cast<T *>(p.posteriors) + p.starts[b] * K : nullptr;
     double log_likelihood = 0;
+    const T limit = *s.limit;
     T scale = T(1), sums[kFrames];
     bool lost = false;
     for (int64_t t = 0; t < kAhead && t < length; ++t) log_likelihood += double(observe(p, s, w, b, t));
@@ -112,14 +114,24 @@ template <class T> struct HmmStates : HmmLayout<T> {
         Vec<Int<T>> gone = {};
         if (t == 0) {
           const T *initial = Layout::initial_of(p, b);
-          for (int64_t k = 0; k < Kp; ++k) next[k] = k < K ? initial[k] * density[k] : T(0);
-          for (int64_t k = 0; k < Kp; k += W) total += load(next + k);
+          for (int64_t k = 0; k < Kp; ++k) next[k] = k < K ? initial[k] : T(0);
+          for (int64_t k = 0; k < Kp; k += W) {
+            const Vec<T> start = load(next + k), d = load(density + k), y = start * d;
+            if constexpr (Watch) gone |= lost_of(y, start, d, limit);
+            store(next + k, y);
+            total += y;
+          }
         } else {
           const T *rows = s.forward;
-          if (varying(p)) Layout::pad_matrix(step_of(p, b, t - 1), K, w.matrix, nullptr), rows = w.matrix;
+          if (varying(p)) {
+            const T *step = step_of(p, b, t - 1), *before = w.alpha[(t & 1) ^ 1], need = Layout::limit_of(step, K);
+            for (int64_t k = 0; k < K; ++k) lost |= before[k] > T(0) && before[k] < need;
+            Layout::pad_matrix(step, K, w.matrix, nullptr);
+            rows = w.matrix;
+          }
           product(K, w.alpha[(t & 1) ^ 1], rows, [&](int64_t j, Vec<T> sum) {
             const Vec<T> d = load(density + j), y = sum * scale * d;
-            if constexpr (Watch) gone |= (y < Reach<T>::tiny) & (sum > T(0)) & (d > T(0));
+            if constexpr (Watch) gone |= lost_of(y, sum, d, limit);
             store(next + j, y);
             total += y;
           });
@@ -233,7 +245,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
     double *second = reinterpret_cast<double *>(static_cast<char *>(worker) + bytes);
     if (unit != nullptr)
       for (int64_t i = 0; i < K * Kp; ++i) second[i] = 0;
-    bool reached = *s.watched ? forward<true>(p, s, w, b) : forward<false>(p, s, w, b);
+    bool reached = *s.limit > T(0) ? forward<true>(p, s, w, b) : forward<false>(p, s, w, b);
     if (reached && p.task == kHmmPosteriors) {
       reached = backward(p, s, w, b, second);
       if (reached && unit != nullptr)

@@ -114,11 +114,14 @@ def absorb(mass, log_obs):
 
 
 @triton.jit
-def lose(lost, mass, log_obs, joint, density, total):
-    """What is lost of a normalised mass: what was before, and what drops out in this frame."""
-    dropped = joint < tiny(mass.dtype) * tl.maximum(total, 1.0)[:, None]
+def lose(lost, mass, log_obs, joint, density, total, least):
+    """What is lost of a normalised mass: what was before, and what drops out in this frame.
+
+    That is also what the next product would lose, with the ``least`` positive transition.
+    """
+    dropped = joint < tiny(mass.dtype) / least * tl.maximum(total, 1.0)[:, None]
     dropped = dropped & (mass > 0.0) & (log_obs > float("-inf"))
-    now = tl.where(dropped, 1.0 / tl.minimum(total, 1.0)[:, None], 0.0)
+    now = tl.where(dropped, 1.0 / least / tl.minimum(total, 1.0)[:, None], 0.0)
     return lost * density / total[:, None] + now
 
 
@@ -134,6 +137,7 @@ def forward_kernel(
     log_likelihood_ptr,  # out (B,) float64
     filtered_ptr,  # out (N, K), where STORE
     redo_ptr,  # out (B,) int32
+    least_ptr,  # (1,), the least positive transition, at most 1
     count,
     k,
     stride_initial,
@@ -163,6 +167,7 @@ def forward_kernel(
     at = initial_ptr + sequence[:, None] * stride_initial + states[None, :]
     mass = tl.load(at, mask=present[:, None] & state_in, other=0.0)
     lost = tl.zeros([BLOCK_B, BLOCK_K], mass.dtype)
+    least = tl.load(least_ptr)
     log_likelihood = tl.zeros([BLOCK_B], tl.float64)
     redo = tl.zeros([BLOCK_B], tl.int32)
     for t in range(tl.max(length, axis=0)):
@@ -180,7 +185,7 @@ def forward_kernel(
                 )  # fmt: skip
         log_obs = load_frames(log_obs_ptr, start + t, active, k, BLOCK_K)
         joint, density, total, shift, fine = absorb(mass, log_obs)
-        lost = lose(lost, mass, log_obs, joint, density, total)
+        lost = lose(lost, mass, log_obs, joint, density, total, least)
         fine = fine & (tl.sum(lost, axis=1) <= most_lost(mass.dtype))
         mass = tl.where(fine[:, None], joint / total[:, None], 0.0)
         lost = tl.where(fine[:, None], lost, 0.0)

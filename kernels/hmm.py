@@ -248,6 +248,8 @@ def _forward(p: Problem, filtered: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, plan = p.starts.shape[0], make_plan(p)
     log_likelihood = p.empty(batch, dtype=torch.float64)
     redo = p.zeros(batch, dtype=torch.int32)
+    positive = torch.where(p.transition > 0, p.transition, 1.0).flatten()
+    least = torch.nn.functional.pad(positive, (0, 1), value=1.0).amin(0, keepdim=True)
     launch(
         _hmm_linear.forward_kernel,
         triton.cdiv(batch, plan.sequences),
@@ -260,6 +262,7 @@ def _forward(p: Problem, filtered: Tensor | None) -> tuple[Tensor, Tensor]:
         log_likelihood,
         filtered,
         redo,
+        least,
         batch,
         p.states,
         p.stride_initial,
