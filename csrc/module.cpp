@@ -60,16 +60,13 @@ const Kernels *choose() {
 
 const Kernels *kernels = nullptr;    // set once at load
 Pool pool;                           // set once at load; serial in a forked child
-std::atomic<bool> pool_used{false};  // a child forked after that inherits a pool without threads
 
 // Threads for `work` multiply-adds: the pool costs a microsecond, so small calls stay here.
 int64_t workers_for(double work, int64_t units) {
   if (pool.parallel_for == nullptr || work < 2e5 || units < 2) return 1;
   uint32_t threads = 1;
   if (pool.num_threads == nullptr || pool.num_threads(&threads) != 0) return 1;
-  const int64_t workers = std::min<int64_t>(threads, units);
-  if (workers > 1) pool_used.store(true, std::memory_order_relaxed);
-  return workers;
+  return std::min<int64_t>(threads, units);
 }
 
 struct Free {
@@ -255,7 +252,6 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       },
       py::arg("parallel_for"), py::arg("num_threads"));
   m.def("expect_whole", &expect_whole, py::arg("address"), py::arg("bytes"));
-  m.def("pool_used", [] { return pool_used.load(); });
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gmm", &gmm, release, py::arg("task"), py::arg("covariance"), py::arg("is_double"), py::arg("rows"),
         py::arg("features"), py::arg("components"), py::arg("x"), py::arg("x_row"), py::arg("x_column"),

@@ -35,8 +35,8 @@ def empty(
 def _leave_pool() -> None:
     """In a forked child, which inherits the pool without its threads and would wait for ever."""
     library.set_pool(0, 0)
-    if library.pool_used():
-        torch.set_num_threads(1)  # torch's own operations would wait as well
+    # torch's own operations would wait as well, whoever has used the pool before.
+    torch.set_num_threads(1)
 
 
 def _bind() -> str:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +27,7 @@ from models.hmm_cases import (
     start_from,
 )
 from sklearn.base import clone
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.utils.estimator_checks import check_estimator
 
 import evidens
@@ -216,6 +223,47 @@ def test_data_frames_and_clones():
     for family in FAMILIES:
         m = model(family, n_iter=3)
         assert clone(m).get_params()["n_iter"] == 3
+
+
+@pytest.mark.parametrize("family", ["Categorical", "Multinomial"])
+def test_a_clone_forgets_what_fit_has_found(family):
+    X, name = frames(family), {"Categorical": "n_features", "Multinomial": "n_trials"}[family]
+    m = model(family).fit(X[:50])
+    assert getattr(m, name) is not None
+    for fitted in (m, pickle.loads(pickle.dumps(m))):
+        again = clone(fitted)
+        assert getattr(again, name) is None
+        again.fit(X + 1)  # more symbols, other totals
+    assert np.isfinite(cross_val_score(m, X, cv=KFold(2))).all()
+    given = model(family, **{name: 6}).fit(X)
+    assert getattr(clone(given), name) == 6
+    assert getattr(clone(m.set_params(**{name: 6})), name) == 6
+
+
+FORK = """
+import os, signal, torch, numpy as np
+torch.set_num_threads(2)
+x = torch.randn(2_000_000)
+(x.exp() + x).sum().item()  # torch's pool has been used, that of the kernels has not
+from models.hmm_cases import frames, model
+X = {family: np.tile(frames(family), (2000, 1)) for family in %r}
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    for family, x in X.items():
+        model(family, n_iter=2).fit(x)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks; macOS forbids it after threads")
+def test_fit_in_a_forked_child():
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", FORK % (COUNTS,)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # A third of scikit-learn's checks pass y by position, where hmmlearn has lengths.

@@ -173,6 +173,8 @@ def test_what_is_wrong_with_an_emission():
     X = frames("Gaussian")
     with pytest.raises(TypeError, match=r"emission: expected a callable or a torch.nn.Module"):
         CustomHMM(3).fit(X)
+    with pytest.raises(TypeError, match=r"emission: expected an array or a tensor .* got list"):
+        CustomHMM(3, lambda X: (-X).tolist()).fit(X)
     with pytest.raises(ValueError, match=re.escape("shape (N, K) = (100, 3), got (100, 2)")):
         CustomHMM(3, lambda X: X).fit(X)
     with pytest.raises(ValueError, match="m_step is for callables"):

@@ -60,7 +60,8 @@ def test_a_state_that_nobody_reaches(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_right_zeros_stay_zero(family):
     X = frames(family)
-    m = model(family, init_params="mcwelb", n_iter=10)
+    letters = {"Gaussian": "mc", "GMM": "mcw", "Poisson": "l", "Bernoulli": "b"}
+    m = model(family, init_params=letters.get(family, "e"), n_iter=10)
     m.startprob_ = np.array([1.0, 0.0, 0.0])
     m.transmat_ = np.array([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]])
     zero = m.transmat_ == 0
@@ -305,6 +306,11 @@ def test_symbols_that_fit_has_not_seen():
         m.fit(X + 5, LENGTHS)
 
 
+def test_symbols_that_need_too_large_a_table():
+    with pytest.raises(ValueError, match=r"a table of 3 x 1000000000000001 probabilities"):
+        model("Categorical").fit([[0], [10**15]])
+
+
 def test_bad_draws():
     m = model("Gaussian").fit(frames("Gaussian"), LENGTHS)
     with pytest.raises(ValueError, match="n_samples: expected at least 1, got 0"):
@@ -325,6 +331,12 @@ def test_other_sizes():
         m.score(torch.from_numpy(X[:, :1]))
     with pytest.raises(ValueError, match="params: GaussianHMM knows the letters 'stmc', got 'stz'"):
         model("Gaussian", params="stz").fit(X)
+    with pytest.raises(ValueError, match=r"init_params: GaussianHMM knows .* got 'q'"):
+        model("Gaussian", init_params="q").fit(X)
+    text = r"one of \('spherical', 'diag', 'full', 'tied'\), got 'round'"
+    for family in ("Gaussian", "GMM"):
+        with pytest.raises(ValueError, match=text):
+            model(family, covariance_type="round").fit(X)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -340,3 +352,125 @@ def test_empty_sequences_and_single_frames(family):
         single.fit(X[:4], [1, 1, 1, 1])
     np.testing.assert_array_equal(single.transmat_, m.transmat_)  # no transition was seen
     assert_sane(single, family)
+
+
+NOT_FINITE = [
+    ("Gaussian", {"transmat_prior": np.nan}, "transmat_prior"),
+    ("Gaussian", {"transmat_prior": np.inf}, "transmat_prior"),
+    ("Gaussian", {"startprob_prior": [1, np.nan, 1]}, "startprob_prior"),
+    ("Gaussian", {"means_prior": np.nan, "means_weight": 1}, "means_prior"),
+    ("Gaussian", {"means_weight": np.inf}, "means_weight"),
+    ("Gaussian", {"covars_prior": np.nan}, "covars_prior"),
+    ("Gaussian", {"covars_weight": np.inf}, "covars_weight"),
+    ("Gaussian", {"min_covar": np.nan}, "min_covar"),
+    ("GMM", {"weights_prior": np.nan}, "weights_prior"),
+    ("GMM", {"covars_weight": np.inf}, "covars_weight"),
+    ("Categorical", {"emissionprob_prior": np.nan}, "emissionprob_prior"),
+    ("Poisson", {"lambdas_prior": np.nan}, "lambdas_prior"),
+    ("Poisson", {"lambdas_weight": np.inf}, "lambdas_weight"),
+    ("Bernoulli", {"alpha": np.nan}, "alpha"),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "name"), NOT_FINITE)
+def test_priors_that_are_not_finite(family, change, name):
+    X = frames(family)
+    m = model(family).fit(X, LENGTHS).set_params(**change)
+    before = dict(vars(m))
+    for learn in (m.fit, m.partial_fit):
+        if name == "min_covar" and learn == m.partial_fit:
+            continue  # only a start needs it
+        with pytest.raises(ValueError, match=f"{name}: expected finite numbers, got (nan|inf)"):
+            learn(X, LENGTHS)
+        assert vars(m) == before
+
+
+@pytest.mark.parametrize("change", [{"lambdas_weight": -N - 1}, {"lambdas_prior": -1e4}])
+def test_priors_that_would_make_rates_negative(change):
+    X = frames("Poisson")
+    m = model("Poisson").fit(X, LENGTHS).set_params(**change)
+    before = dict(vars(m))
+    with pytest.raises(ValueError, match="lambdas_prior, lambdas_weight: expected numbers that"):
+        m.fit(X, LENGTHS)
+    assert vars(m) == before
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCES)
+@pytest.mark.parametrize("family", ["Gaussian", "GMM"])
+@pytest.mark.parametrize(("value", "dtype"), [(1e25, "f4"), (3e38, "f4"), (1e300, "f8")])
+def test_squares_that_overflow(family, covariance_type, value, dtype):
+    X = frames("Gaussian").astype(dtype)
+    X[5] = value
+    m = model(family, covariance_type=covariance_type)
+    name, advice = ("float32", " or pass float64") if dtype == "f4" else ("float64", "")
+    text = f"X: values up to {value:.3g} overflow {name} when squared; rescale them{advice}"
+    with pytest.raises(ValueError, match=re.escape(text) + "$"):
+        m.fit(X, LENGTHS)
+    if value == 1e25 and covariance_type in ("spherical", "diag"):  # others would be singular
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            m.fit(X.astype("f8"), LENGTHS)
+        assert all(np.isfinite(value).all() for value in attributes(m, family).values())
+
+
+def test_an_em_step_that_overflows():
+    X = frames("Gaussian").astype("f4")
+    m = model("Gaussian").fit(X, LENGTHS).set_params(covars_prior=1e42)
+    before = dict(vars(m))
+    for learn in (m.fit, m.partial_fit):
+        with pytest.raises(ValueError, match=r"covars_: expected finite .* for float32; rescale X"):
+            learn(X, LENGTHS)
+        assert vars(m) == before
+    m.set_params(covars_prior=0.01, init_params="")  # squares that overflow inside
+    X[5] = 1e25
+    m.covars_ = np.full((3, 2), 1e38, "f4")
+    with pytest.warns(ConvergenceWarning, match="kept parameters"):
+        m.fit(X, LENGTHS)
+    assert_sane(m, "Gaussian")
+
+
+@pytest.mark.parametrize("params", ["stmc", "mc"])
+def test_a_log_likelihood_that_overflows(params):
+    X = frames("Gaussian").astype("f4")
+    start = model("Gaussian", covariance_type="full").fit(X, LENGTHS)
+    m = start_from(model("Gaussian", covariance_type="full", params=params), start, "Gaussian")
+    X[5], m.means_ = 3e38, np.full((3, 2), -3e38, "f4")
+    before = dict(vars(m))
+    with pytest.raises(ValueError, match="X: its log-likelihood is NaN in float32; rescale X or"):
+        m.fit(X, LENGTHS)
+    assert vars(m) == before
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_fit_stops_where_every_sequence_is_impossible(sequences):
+    m = evidens.CategoricalHMM(1, n_features=2, init_params="", n_iter=50)
+    m.startprob_, m.transmat_, m.emissionprob_ = [1.0], [[1.0]], [[1.0, 0.0]]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        m.fit([[0], [1]] * sequences, [2] * sequences)
+    assert any(f"sequences of weight {sequences}:" in str(w.message) for w in seen)
+    assert m.n_iter_ == 2
+    assert not m.converged_
+    # A prior makes the path possible at the first step.
+    m.set_params(emissionprob_prior=2.0, n_iter=3, tol=-np.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        m.fit([[0], [1]])
+    assert m.n_iter_ == 3
+    assert np.isfinite(m.monitor_.history[-1])
+
+
+def test_draws_from_rows_that_sum_to_a_little_less():
+    class Almost(np.random.RandomState):
+        def rand(self, *shape):
+            return 1 - 2.0**-53
+
+    short = np.array([0.0, 1 - 9e-6, 0.0])
+    m = evidens.CategoricalHMM(3)
+    m.startprob_, m.transmat_, m.emissionprob_ = short, np.tile(short, (3, 1)), [short] * 3
+    X, states = m.sample(5, random_state=Almost(0))
+    np.testing.assert_array_equal(states, 1)
+    np.testing.assert_array_equal(X, 1)
+    other = evidens.MultinomialHMM(1, n_trials=10**6)
+    other.startprob_, other.transmat_, other.emissionprob_ = [1.0], [[1.0]], short[None]
+    np.testing.assert_array_equal(other.sample(5, random_state=0)[0][:, [0, 2]], 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 import warnings
 from typing import Any
@@ -124,10 +125,6 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
         """Attributes at the start of `fit`, those that are not there or in ``init_params``."""
         return {}
 
-    def _emission_attributes(self, emission: Any) -> dict[str, Tensor]:
-        """The attributes that stand for an emission."""
-        return {}
-
     def _columns(self, X: Any) -> Any:
         """X as the family wants it shaped."""
         return X
@@ -191,11 +188,12 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
                 start["transmat_"] = rng.dirichlet(concentration, size=k)
         numbers = self._get_n_fit_scalars_per_param()
         if numbers is not None:
-            if set(self.params) - set(numbers):
-                raise ValueError(
-                    f"params: {type(self).__name__} knows the letters {''.join(numbers)!r}, got "
-                    f"{self.params!r}"
-                )
+            for name in ("params", "init_params"):
+                if set(letters := getattr(self, name)) - set(numbers):
+                    raise ValueError(
+                        f"{name}: {type(self).__name__} knows the letters {''.join(numbers)!r}, "
+                        f"got {letters!r}"
+                    )
             needed = sum(numbers[letter] for letter in self.params)
             values = data.ranks.before(data.count)[1] * data.n_features
             if values < needed:
@@ -259,12 +257,19 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
         own = type(monitor) is not ConvergenceMonitor
         kept: set[int] = set()
         last: list[HMMStatistics] = []
+        hopeless: list[bool] = []
 
         def step(p: HMMParameters) -> tuple[HMMParameters, float]:
             stats = self._expect(data, p)
+            if math.isnan(stats.log_likelihood):
+                raise ValueError(
+                    f"X: its log-likelihood is NaN in {str(data.dtype)[6:]}; rescale X or pass "
+                    "float64"
+                )
             new, states = self._maximise(stats, p)
             kept.update(states)
             last[:] = [stats]
+            hopeless.append(stats.impossible >= data.total_sequences)
             return new, stats.log_likelihood
 
         def converged(p: HMMParameters, log_prob: float) -> bool:
@@ -272,7 +277,10 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
                 self._publish(p, data.is_tensor)
             with bar.aside():
                 monitor.report(log_prob)
-            return bool(monitor.converged)
+            return bool(monitor.converged) or stuck()
+
+        def stuck() -> bool:  # twice, as priors may make a path possible
+            return len(hopeless) > 1 and all(hopeless[-2:])
 
         bar.begin()
         start = self._parameters().to(data.device)
@@ -285,6 +293,7 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
         self._publish(run.parameters, data.is_tensor)
         self.n_iter_ = run.n_iter
         self.converged_ = run.converged and (run.n_iter < self.n_iter or reached_tol(monitor))
+        self.converged_ = self.converged_ and not stuck()
         self.n_samples_seen_ = data.total_weight
         self.__dict__.pop("statistics_", None)
         if last:
@@ -404,8 +413,9 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
             transition = with_zeros(stats.transitions, prior, transition)
         emission, kept = self._maximise_emission(stats.emission, old.emission)
         kept = kept | (self._visits(stats.emission).numpy() <= UNVISITED)
-        new = HMMParameters(start, transition, emission).to(*where)
-        return new, kept.nonzero()[0].tolist()
+        new = HMMParameters(start, transition, emission)
+        self._check_learned(new, where[1])
+        return new.to(*where), kept.nonzero()[0].tolist()
 
     def _publish(self, p: HMMParameters, as_tensors: bool) -> None:
         """Set the fitted attributes."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from evidens.models.hmm_monitor import ConvergenceMonitor, log
-from evidens.models.hmm_parameters import host
+from evidens.models.hmm_parameters import HMMParameters, host
 
 DECODERS = ("viterbi", "map")
+COVARIANCE_TYPES = ("spherical", "diag", "full", "tied")
 
 
 class HMMChecks:
@@ -105,6 +107,25 @@ class HMMChecks:
             raise ValueError("transmat_ must have shape (n_components, n_components)")
         self._check_sum_1("transmat_")
 
+    def _emission_attributes(self, emission: Any) -> dict[str, Tensor]:
+        """The attributes that stand for an emission."""
+        return {}
+
+    def _check_learned(self, p: HMMParameters, dtype: torch.dtype) -> None:
+        """That an M step gave parameters which the type of the attributes can hold.
+
+        Raises:
+            ValueError: NaN, infinity, or more than fits into ``dtype``.
+        """
+        values = {"startprob_": p.start, "transmat_": p.transition}
+        for name, value in (values | self._emission_attributes(p.emission)).items():
+            largest = float(value.abs().max()) if value.numel() else 0.0
+            if not largest <= torch.finfo(dtype).max:
+                raise ValueError(
+                    f"{name.lstrip('_')}: expected finite values after an EM step, got {largest:g} "
+                    f"for {str(dtype)[6:]}; rescale X, pass float64, or use smaller priors"
+                )
+
     def _needs_init(self, code: str, name: str) -> bool:
         """Whether `fit` sets this attribute at its start; the text is hmmlearn's."""
         if code in self.init_params:
@@ -117,3 +138,48 @@ class HMMChecks:
                 )
             return True
         return not hasattr(self, name)
+
+
+def check_type(kind: Any) -> None:
+    """That this is one of the covariance types.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if kind not in COVARIANCE_TYPES:
+        raise ValueError(f"covariance_type must be one of {COVARIANCE_TYPES}, got {kind!r}")
+
+
+def check_covars(covars: np.ndarray, kind: str, k: int) -> None:
+    """Shapes and signs of covariances in compact form; the texts are hmmlearn's.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    check_type(kind)
+    if kind == "spherical":
+        if len(covars) != k:
+            raise ValueError("'spherical' covars have length n_components")
+        if not (covars > 0).all():
+            raise ValueError("'spherical' covars must be positive")
+        if (np.ptp(covars.reshape(k, -1), axis=1) != 0).any():
+            raise ValueError("'spherical' covars must have one value for each component")
+    elif kind == "tied":
+        if covars.ndim != 2 or covars.shape[0] != covars.shape[1]:
+            raise ValueError("'tied' covars must have shape (n_dim, n_dim)")
+        if not np.allclose(covars, covars.T) or (np.linalg.eigvalsh(covars) <= 0).any():
+            raise ValueError("'tied' covars must be symmetric, positive-definite")
+    elif kind == "diag":
+        if covars.ndim != 2 or len(covars) != k:
+            raise ValueError("'diag' covars must have shape (n_components, n_dim)")
+        if not (covars > 0).all():
+            raise ValueError("'diag' covars must be positive")
+    else:
+        if covars.ndim != 3 or len(covars) != k or covars.shape[1] != covars.shape[2]:
+            raise ValueError("'full' covars must have shape (n_components, n_dim, n_dim)")
+        bad = ~np.isclose(covars, covars.swapaxes(1, 2)).all((1, 2))
+        bad |= (np.linalg.eigvalsh(np.where(bad[:, None, None], 0, covars)) <= 0).any(1)
+        if bad.any():
+            raise ValueError(
+                f"component {bad.argmax()} of 'full' covars must be symmetric, positive-definite"
+            )

@@ -182,7 +182,13 @@ class PoissonHMM(RateHMM):
         known = seen > UNVISITED
         mean = first / np.where(known, seen, 1)
         n = float(stats.weight.sum())
-        new = np.where(known, (prior + n * mean) / (rate + n), old.numpy())
+        value, total = prior + n * mean, rate + n
+        if not (np.all(total > 0) and np.all(value >= 0)):
+            raise ValueError(
+                "lambdas_prior, lambdas_weight: expected numbers that keep lambdas_ non-negative "
+                f"({n:g} frames), got {self.lambdas_prior} and {self.lambdas_weight}"
+            )
+        new = np.where(known, value / total, old.numpy())
         return torch.from_numpy(new), np.zeros(len(old), dtype=bool)
 
     def _sampler(self) -> Sampler:

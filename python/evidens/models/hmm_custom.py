@@ -123,9 +123,15 @@ class CustomHMM(BaseHMM):
             like = next(density.parameters(), None)
             x = X if isinstance(X, Tensor) else torch.as_tensor(X)
             result = density(x if like is None else x.to(like))
-            result = returned(result if isinstance(X, Tensor) else result.detach().cpu(), X)
+            if isinstance(result, Tensor):
+                result = returned(result if isinstance(X, Tensor) else result.detach().cpu(), X)
         else:
             result = density(X)
+        if not hasattr(result, "shape"):
+            raise TypeError(
+                "emission: expected an array or a tensor of log-densities (N, K), got "
+                f"{type(result).__name__}"
+            )
         if tuple(result.shape) != (len(X), self.n_components):
             raise ValueError(
                 f"emission: expected log-densities of shape (N, K) = {(len(X), self.n_components)},"

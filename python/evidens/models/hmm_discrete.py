@@ -14,7 +14,7 @@ from torch import Tensor
 from evidens.models._sequences import Sequences
 from evidens.models.hmm_base import BaseHMM
 from evidens.models.hmm_parameters import UNVISITED, host, shares, spread, tensor
-from evidens.models.hmm_queries import Sampler
+from evidens.models.hmm_queries import Sampler, pick
 from evidens.models.hmm_statistics import CountStatistics, safe_log_product
 
 # Up to so many symbols a product with one-hot rows is faster than adding row by row.
@@ -27,6 +27,10 @@ def counts_of(symbols: Tensor, r: Tensor, n: int) -> Tensor:
     if n <= ONE_HOT:
         return r.mT @ torch.nn.functional.one_hot(symbols, n).to(r.dtype)
     return r.new_zeros(n, r.shape[1]).index_add_(0, symbols, r).mT.contiguous()
+
+
+class Found(int):
+    """A parameter of the constructor that `fit` has set itself: a clone has it to find again."""
 
 
 class TableHMM(BaseHMM):
@@ -55,7 +59,13 @@ class TableHMM(BaseHMM):
         k, s = self.n_components, int(self.n_features)
         rng = check_random_state(self.random_state)
         data.ranks.share(rng)
-        table = rng.rand(k, s)
+        try:
+            table = rng.rand(k, s)
+        except (MemoryError, ValueError) as error:
+            raise ValueError(
+                f"X: a table of {k} x {s} probabilities, one for each symbol up to the largest, "
+                "does not fit into memory; number the symbols from 0 without gaps"
+            ) from error
         table /= table.sum(1, keepdims=True)
         return labelled_start(self, data, torch.from_numpy(table)).numpy()
 
@@ -158,6 +168,12 @@ class CategoricalHMM(TableHMM):
         self.emissionprob_prior = emissionprob_prior
         self.n_features = n_features
 
+    def __sklearn_clone__(self) -> Any:
+        new = super().__sklearn_clone__()
+        if isinstance(self.n_features, Found):
+            new.n_features = None
+        return new
+
     # --- checks ----------------------------------------------------------------------------------
 
     def _columns(self, X: Any) -> Any:
@@ -192,12 +208,12 @@ class CategoricalHMM(TableHMM):
         x = torch.from_numpy(np.asarray(X).astype(np.float64)).reshape(-1, 1)
         self._check_frames(x, np.asarray(X).dtype.kind in "iu", True)
         if self.n_features is None:
-            self.n_features = int(x.max()) + 1
+            self.n_features = Found(int(x.max()) + 1)
 
     def _settle(self, data: Sequences) -> None:
         if self.n_features is None and "e" not in self.init_params:
             if hasattr(self, "emissionprob_"):
-                self.n_features = int(np.shape(self.emissionprob_)[-1])
+                self.n_features = Found(np.shape(self.emissionprob_)[-1])
                 for x, _, _ in data.blocks(whole=False):
                     self._check_frames(x, True, False)
         if self.n_features is not None:
@@ -211,7 +227,7 @@ class CategoricalHMM(TableHMM):
         symbols = int(ranks.sum(every).max())
         if symbols == 0:
             raise ValueError("X: every frame is missing, so there is no symbol to learn from")
-        self.n_features = symbols
+        self.n_features = Found(symbols)
 
     def _check(self) -> None:
         super()._check()
@@ -221,7 +237,7 @@ class CategoricalHMM(TableHMM):
             else np.atleast_2d(self.emissionprob_)
         )
         if self.n_features is None:
-            self.n_features = self.emissionprob_.shape[1]
+            self.n_features = Found(self.emissionprob_.shape[1])
         if tuple(self.emissionprob_.shape) != (self.n_components, self.n_features):
             raise ValueError(
                 f"emissionprob_ must have shape({self.n_components}, {self.n_features})"
@@ -265,7 +281,7 @@ class CategoricalHMM(TableHMM):
 
     def _sampler(self) -> Sampler:
         cdf = np.cumsum(host(self.emissionprob_).astype(np.float64), axis=1)
-        return lambda state, rng: [int((cdf[state] > rng.rand()).argmax())]
+        return lambda state, rng: [pick(cdf[state], rng)]
 
 
 class MultinomialHMM(TableHMM):
@@ -331,6 +347,12 @@ class MultinomialHMM(TableHMM):
         )
         self.n_trials = n_trials
 
+    def __sklearn_clone__(self) -> Any:
+        new = super().__sklearn_clone__()
+        if self.n_trials is vars(self).get("_own_trials"):
+            new.n_trials = None
+        return new
+
     # --- checks ----------------------------------------------------------------------------------
 
     def _check_frames(self, x: Tensor, whole: bool, reset: bool) -> None:
@@ -368,7 +390,7 @@ class MultinomialHMM(TableHMM):
         x = torch.from_numpy(array.astype(np.float64))
         self._check_frames(x, array.dtype.kind in "iu", True)
         if self.n_trials is None:
-            self.n_trials = array.sum(axis=1)
+            self.n_trials = self._own_trials = array.sum(axis=1)
         else:
             self._check_trials(x, 0)
 
@@ -378,7 +400,7 @@ class MultinomialHMM(TableHMM):
         if self.n_trials is None or self.n_trials is own:
             totals = [x.sum(1).nan_to_num() for x, _, _ in data.blocks(whole=False)]
             self.n_trials = torch.cat(totals).cpu().numpy().astype(np.int64)
-            self._own_trials: Any = self.n_trials
+            self._own_trials = self.n_trials
             return
         start = 0
         for x, _, _ in data.blocks(whole=False):
@@ -440,5 +462,5 @@ class MultinomialHMM(TableHMM):
 
     def _sampler(self) -> Sampler:
         n, p = self._one_trial(), host(self.emissionprob_).astype(np.float64)
-        p = np.c_[p[:, :-1], 1 - p[:, :-1].sum(1)].clip(min=0)
+        p /= p.sum(1, keepdims=True)  # NumPy gives what is left of 1 to the last symbol
         return lambda state, rng: rng.multinomial(n, p[state])

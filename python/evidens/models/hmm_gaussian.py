@@ -17,11 +17,11 @@ from evidens.models.gmm_init import sample_size
 from evidens.models.gmm_parameters import GMMParameters, cholesky_of_precisions, definite
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_base import BaseHMM
-from evidens.models.hmm_parameters import UNVISITED, host, spread, tensor
+from evidens.models.hmm_checks import check_covars, check_type
+from evidens.models.hmm_parameters import UNVISITED, finite, host, spread, tensor
 from evidens.models.hmm_queries import Sampler
 from evidens.models.hmm_statistics import add_gaussian, gaussian_log_prob
 
-COVARIANCE_TYPES = frozenset(("spherical", "diag", "full", "tied"))
 # hmmlearn adds this to a matrix that has no Cholesky factor, for densities only.
 RESCUE = 1e-7
 
@@ -51,8 +51,13 @@ def square_roots(covariances: np.ndarray) -> np.ndarray:
     return np.sqrt(s)[:, :, None] * v
 
 
-def data_covariance(data: Sequences) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of all frames, float64; NaN is filled with column means."""
+def data_covariance(data: Sequences, min_covar: float) -> np.ndarray:
+    """(D, D) of all frames, ``min_covar`` added, float64; NaN is filled with column means.
+
+    Raises:
+        ValueError: it does not fit into the type of the data.
+    """
+    finite(min_covar, "min_covar")
     like = torch.zeros(1, data.n_features, dtype=torch.float64, device=data.device)
     total = like[0].clone()
     for x, weight, _ in data.blocks(whole=False):
@@ -65,7 +70,14 @@ def data_covariance(data: Sequences) -> tuple[Tensor, Tensor]:
         stats.assign(data.filled(x), ones)
     stats.reduce(data.ranks)
     n = data.total_weight
-    return mean, stats.second[0] / (n - 1 if n > 1 else n)
+    cov = stats.second[0].cpu().numpy() / (n - 1 if n > 1 else n)
+    if not np.abs(cov).max() <= torch.finfo(data.dtype).max:
+        largest = max(float(x.nan_to_num().abs().max()) for x, _, _ in data.blocks(whole=False))
+        name, wider = str(data.dtype)[6:], "" if data.dtype == torch.float64 else " or pass float64"
+        raise ValueError(
+            f"X: values up to {largest:.3g} overflow {name} when squared; rescale them{wider}"
+        )
+    return cov + min_covar * np.eye(len(cov))
 
 
 def frames_for_kmeans(
@@ -108,42 +120,6 @@ def seeded_kmeans(
             )
         kmeans = KMeans(n_clusters=k, init=start, random_state=random_state, n_init=1)
     return kmeans.fit(x, sample_weight=weight)
-
-
-def check_covars(covars: np.ndarray, kind: str, k: int) -> None:
-    """Shapes and signs of covariances in compact form; the texts are hmmlearn's.
-
-    Raises:
-        ValueError: what is wrong.
-    """
-    if kind == "spherical":
-        if len(covars) != k:
-            raise ValueError("'spherical' covars have length n_components")
-        if not (covars > 0).all():
-            raise ValueError("'spherical' covars must be positive")
-        if (np.ptp(covars.reshape(k, -1), axis=1) != 0).any():
-            raise ValueError("'spherical' covars must have one value for each component")
-    elif kind == "tied":
-        if covars.ndim != 2 or covars.shape[0] != covars.shape[1]:
-            raise ValueError("'tied' covars must have shape (n_dim, n_dim)")
-        if not np.allclose(covars, covars.T) or (np.linalg.eigvalsh(covars) <= 0).any():
-            raise ValueError("'tied' covars must be symmetric, positive-definite")
-    elif kind == "diag":
-        if covars.ndim != 2 or len(covars) != k:
-            raise ValueError("'diag' covars must have shape (n_components, n_dim)")
-        if not (covars > 0).all():
-            raise ValueError("'diag' covars must be positive")
-    elif kind == "full":
-        if covars.ndim != 3 or len(covars) != k or covars.shape[1] != covars.shape[2]:
-            raise ValueError("'full' covars must have shape (n_components, n_dim, n_dim)")
-        bad = ~np.isclose(covars, covars.swapaxes(1, 2)).all((1, 2))
-        bad |= (np.linalg.eigvalsh(np.where(bad[:, None, None], 0, covars)) <= 0).any(1)
-        if bad.any():
-            raise ValueError(
-                f"component {bad.argmax()} of 'full' covars must be symmetric, positive-definite"
-            )
-    else:
-        raise ValueError("covariance_type must be one of 'spherical', 'tied', 'diag', 'full'")
 
 
 class GaussianHMM(BaseHMM):
@@ -280,8 +256,7 @@ class GaussianHMM(BaseHMM):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if self.covariance_type not in COVARIANCE_TYPES:
-            raise ValueError(f"covariance_type must be one of {COVARIANCE_TYPES}")
+        check_type(self.covariance_type)
 
     def _check(self) -> None:
         super()._check()
@@ -400,7 +375,7 @@ class GaussianHMM(BaseHMM):
         assert old.covariances is not None
         shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k, d)}[kind]
         prior = spread(self.covars_prior, shape, "covars_prior")
-        extra = float(np.max(host(self.covars_weight)))
+        extra = float(np.max(finite(self.covars_weight, "covars_weight")))
         if kind in ("diag", "spherical"):
             denominator = np.maximum(max(extra - 1, 0.0) + weight, 1e-5)
             added = np.broadcast_to(prior + distance, shape)
@@ -438,6 +413,8 @@ class GaussianHMM(BaseHMM):
     def _start_emission(self, data: Sequences) -> dict[str, Any]:
         self._check_settings()
         start: dict[str, Any] = {}
+        covars = self._needs_init("c", "covars_")
+        cov = data_covariance(data, self.min_covar) if covars else None
         if self._needs_init("m", "means_"):
             k = self.n_components
             if data.total_used < k:
@@ -449,12 +426,8 @@ class GaussianHMM(BaseHMM):
             x, weight, labels = frames_for_kmeans(data, k, rng)
             centres = seeded_kmeans(x, weight, labels, k, self.random_state).cluster_centers_
             start["means_"] = data.ranks.first(torch.from_numpy(centres)).numpy()
-        if self._needs_init("c", "covars_"):
-            _, cov = data_covariance(data)
-            cov = cov + self.min_covar * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
-            start["covars_"] = distributed(
-                cov.cpu().numpy(), self.covariance_type, self.n_components
-            )
+        if cov is not None:
+            start["covars_"] = distributed(cov, self.covariance_type, self.n_components)
         return start
 
     # --- draws -----------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from evidens.models._sequences import Sequences
 from evidens.models.gmm_parameters import GMMParameters
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_base import BaseHMM
+from evidens.models.hmm_checks import check_type
 from evidens.models.hmm_gaussian import (
-    COVARIANCE_TYPES,
     data_covariance,
     fill_gaussian,
     frames_for_kmeans,
@@ -151,8 +151,7 @@ class GMMHMM(BaseHMM):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if self.covariance_type not in COVARIANCE_TYPES:
-            raise ValueError(f"covariance_type must be one of {COVARIANCE_TYPES}")
+        check_type(self.covariance_type)
         if not isinstance(self.n_mix, int | np.integer) or self.n_mix < 1:
             raise ValueError(f"n_mix: expected an integer of at least 1, got {self.n_mix!r}")
 
@@ -361,8 +360,7 @@ class GMMHMM(BaseHMM):
         self._check_settings()
         k, m = self.n_components, self.n_mix
         start: dict[str, Any] = {}
-        _, cov = data_covariance(data)
-        cv = cov.cpu().numpy() + self.min_covar * np.eye(data.n_features)
+        cv = data_covariance(data, self.min_covar)
         if self._needs_init("w", "weights_"):
             start["weights_"] = np.full((k, m), 1 / m)
         if self._needs_init("m", "means_"):

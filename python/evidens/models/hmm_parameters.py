@@ -75,17 +75,30 @@ def restores(method: F) -> F:
     return cast(F, wrapped)
 
 
+def finite(value: Any, name: str) -> np.ndarray:
+    """A prior or its weight as a float64 array.
+
+    Raises:
+        ValueError: NaN or infinity, which would be all that the parameters keep of the data.
+    """
+    array = np.asarray(host(value), dtype=np.float64)
+    if not np.isfinite(array).all():
+        wrong = value if array.ndim == 0 else array[~np.isfinite(array)][0]
+        raise ValueError(f"{name}: expected finite numbers, got {wrong}")
+    return array
+
+
 def spread(value: Any, shape: tuple[int, ...], name: str) -> Any:
     """A prior for an array of this shape: a number, or an array that broadcasts to it.
 
     A vector with one value for each state goes along the first axis if it does not fit the last.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, NaN or infinity.
     """
+    array = finite(value, name)
     if isinstance(value, int | float):
         return value
-    array = host(value).astype(np.float64)
     if array.ndim == 0:
         return float(array)
     try:

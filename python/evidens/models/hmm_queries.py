@@ -358,11 +358,10 @@ class HMMQueries:
         draw: Sampler = self._generate_sample_from_state if overridden else self._sampler()
         cdf = np.cumsum(host(self.transmat_).astype(np.float64), axis=1)
         if currstate is None:
-            start = np.cumsum(host(self.startprob_).astype(np.float64))
-            currstate = int((start > rng.rand()).argmax())
+            currstate = pick(np.cumsum(host(self.startprob_).astype(np.float64)), rng)
         states, frames = [int(currstate)], [draw(int(currstate), rng)]
         for _ in range(n_samples - 1):
-            states.append(int((cdf[states[-1]] > rng.rand()).argmax()))
+            states.append(pick(cdf[states[-1]], rng))
             frames.append(draw(states[-1], rng))
         X, y = np.atleast_2d(np.array(frames)), np.array(states, dtype=int)
         if not isinstance(self.startprob_, Tensor):
@@ -383,6 +382,11 @@ class HMMQueries:
         if not isinstance(self.transmat_, Tensor):
             return result
         return torch.from_numpy(np.ascontiguousarray(result)).to(self.transmat_)
+
+
+def pick(cdf: np.ndarray, rng: np.random.RandomState) -> int:
+    """Draw an index; hmmlearn's draw where the sum is 1, never one of weight 0 where it is not."""
+    return int((cdf > rng.rand() * cdf[-1]).argmax())
 
 
 def _double(X: Any) -> Any:
