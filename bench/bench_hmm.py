@@ -305,21 +305,22 @@ def cases(size: str = "full") -> list[Case]:
     small = shapes["small"]
     for work in OPS:
         build = functools.partial(_op, work=work)
-        add(work, small, "float64", build, Floor("ratio", 4, DYNAMAX), inner=10, budget=4.0)
+        add(work, small, "float64", build, Floor("ratio", 4, DYNAMAX), inner=50, budget=8.0)
     for method in ("score", "predict_proba", "decode"):
         build = functools.partial(_model, method=method)
         floor = Floor("ratio", 15, HMMLEARN)
-        add(f"GaussianHMM.{method}", small, "float64", build, floor, inner=10, budget=4.0,
+        add(f"GaussianHMM.{method}", small, "float64", build, floor, inner=20, budget=8.0,
             frames=True)  # fmt: skip
     build = functools.partial(_whole_fit, iterations=5)
     floor = Floor("ratio", 15, HMMLEARN)
-    add("Baum-Welch, 5 iterations", small, "float64", build, floor, inner=3, frames=True)
+    add("Baum-Welch, 5 iterations", small, "float64", build, floor, inner=5, frames=True)
     for shape in shapes["forward"]:
         note = "2 K K flops a frame, nothing else counted"
-        add("forward recursion", shape, "float32", _forward, Floor("fraction", 0.7), note=note)
+        add("forward recursion", shape, "float32", _forward, Floor("fraction", 0.7), inner=10,
+            note=note)  # fmt: skip
     gradients = shapes["gradients"]
     title = "log-likelihood, forward + backward"
-    add(title, gradients, "float64", _gradients, Floor("ratio", 30, TORCH), inner=5)
+    add(title, gradients, "float64", _gradients, Floor("ratio", 30, TORCH), inner=20)
     floor = Floor("ratio", 10, TORCH)
     add(f"peak memory of {title}", gradients, "float64", _gradients_peak, floor, unit="MB",
         rounds=1, budget=0.0, note="beyond the arguments, by a process of its own")  # fmt: skip

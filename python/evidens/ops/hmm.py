@@ -82,7 +82,7 @@ def _triton(name: str) -> Any:
 def _times(values: Tensor, factor: Tensor) -> Tensor:
     """``values`` (R, ...) times ``factor`` (R,); a factor of 0 gives 0, whatever the value."""
     factor = factor.reshape(-1, *(1,) * (values.ndim - 1))
-    return torch.where(factor == 0, 0.0, values * factor)
+    return (values * factor).masked_fill_(factor == 0, 0.0)
 
 
 def _owner(starts: Tensor, count: int) -> Tensor:
