@@ -50,7 +50,7 @@ for k in range(1, 6):
 # > 1 states: log L -67,191 nats, BIC 134,415
 # > 2 states: log L -66,678 nats, BIC 133,453
 # > 3 states: log L -66,588 nats, BIC 133,359
-# > 4 states: log L -66,526 nats, BIC 133,342
+# > 4 states: log L -66,525 nats, BIC 133,342
 # > 5 states: log L -66,498 nats, BIC 133,417
 
 # --- the two kinds, and the four that the BIC prefers ---------------------------------------------
@@ -69,13 +69,13 @@ for k in (2, 4):
         )
         print(f"{composition}: {share:.0%} of the genome, {length:,.0f} bases at a time")
     print(f"{k} states: {1 + np.count_nonzero(np.diff(states))} segments")
-# > A 0.270 C 0.208 G 0.198 T 0.323: 33% of the genome, 4,421 bases at a time
-# > A 0.246 C 0.248 G 0.298 T 0.208: 67% of the genome, 8,639 bases at a time
+# > A 0.270 C 0.208 G 0.198 T 0.323: 33% of the genome, 4,419 bases at a time
+# > A 0.246 C 0.248 G 0.298 T 0.208: 67% of the genome, 8,635 bases at a time
 # > 2 states: 7 segments
 # > A 0.291 C 0.181 G 0.180 T 0.348: 20% of the genome, 558 bases at a time
 # > A 0.229 C 0.249 G 0.227 T 0.294: 16% of the genome, 585 bases at a time
 # > A 0.293 C 0.228 G 0.261 T 0.218: 22% of the genome, 2,747 bases at a time
-# > A 0.229 C 0.254 G 0.318 T 0.199: 42% of the genome, 11,007 bases at a time
+# > A 0.229 C 0.254 G 0.318 T 0.199: 42% of the genome, 11,005 bases at a time
 # > 4 states: 16 segments
 
 # --- along the genome -----------------------------------------------------------------------------
