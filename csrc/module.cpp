@@ -58,8 +58,8 @@ const Kernels *choose() {
   throw std::runtime_error("EVIDENS_ISA: expected one of " + names + " on this machine, got '" + cap + "'");
 }
 
-const Kernels *kernels = nullptr;    // set once at load
-Pool pool;                           // set once at load; serial in a forked child
+const Kernels *kernels = nullptr;  // set once at load
+Pool pool;                         // set once at load; serial in a forked child
 
 // Threads for `work` multiply-adds: the pool costs a microsecond, so small calls stay here.
 int64_t workers_for(double work, int64_t units) {
