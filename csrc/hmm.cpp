@@ -59,7 +59,7 @@ template <class T> struct Hmm : HmmLayout<T> {
   }
 
   static void exact(int64_t b, const HmmParams &p, const HmmPlan &, void *worker, double *second) {
-    HmmExact<T>::run(b, p, worker, second);
+    HmmExact<T>::run(b, p, worker, Layout::sums(p) ? second : nullptr);
   }
 
   // Unit 0 takes the totals.

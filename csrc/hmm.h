@@ -31,7 +31,7 @@ struct HmmParams {
   double *log_likelihood;           // (B,)
   void *posteriors;                 // (N, K)
   void *first;                      // (B, K) d log_likelihood / d initial
-  void *second;                     // d log_likelihood / d transition: double (K, K), or per_step
+  void *second;                     // d log_likelihood / d transition: double (K, K), or per_step; null: not asked
   int64_t *paths;
   int64_t draws;
   uint64_t seed;

@@ -91,7 +91,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
     if (varying(p)) use(static_cast<const T *>(p.transition) + (p.first_transition[b] + t) * K * K, K, w);
   }
 
-  // Everything of sequence b; `second` takes its share of the sum over sequences.
+  // Everything of sequence b; `second`, where there is one, takes its share of the sum over sequences.
   static void run(int64_t b, const HmmParams &p, void *worker, double *second) {
     const int64_t K = p.states, Kd = padded(K, WD), length = p.lengths[b];
     const bool all = p.task != kHmmLogLikelihood;
@@ -137,7 +137,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
       for (int64_t k = 0; k < Kd; ++k) w.right[k] = w.b[k] + w.beta[k];
       if (t == 0) break;
       T *out = p.per_step ? static_cast<T *>(p.second) + (p.second_row[b] + t - 1) * K * K : nullptr;
-      if (out != nullptr || weight != 0) {
+      if (out != nullptr || (second != nullptr && weight != 0)) {
         pairs(K, alpha - Kd, total, w, [&](int64_t i, int64_t j, V y) {
           if (out == nullptr) return store(second + i * Kp + j, load(second + i * Kp + j) + y * weight);
           for (int l = 0; l < WD && j + l < K; ++l) out[i * K + j + l] = bounded(y[l]);

@@ -12,24 +12,28 @@ namespace {
 
 template <class T> struct HmmLanes : HmmLayout<T> {
   using Layout = HmmLayout<T>;
-  using Layout::W, Layout::kVectors, Layout::each_tile, Layout::frame, Layout::weight_of, Layout::initial_of,
-      Layout::density, Layout::lost_of;
+  using Layout::W, Layout::WD, Layout::kVectors, Layout::each_tile, Layout::frame, Layout::weight_of,
+      Layout::initial_of, Layout::density, Layout::lost_of;
   using typename Layout::Shared;
   static constexpr int kLanes = kVectors * W;
+  static constexpr int64_t kKeptBytes = 512 << 10;  // half of a second-level cache
+  typedef Vec<Int<T>> Mask;
 
   struct Scratch {
-    T *b;                               // (K, lanes) exp(log_obs - shift)
-    T *alpha[2];                        // (K, lanes)
+    T *b;                               // (frames, K, lanes) exp(log_obs - shift); one frame, or all that are kept
+    T *alpha;                           // (frames, K, lanes) forward messages; two frames, or all that are kept
     T *beta, *gamma;                    // (K, lanes)
     T *left, *right;                    // (K, slots x lanes) messages around the transitions of several steps
     T *shift, *total, *scale, *factor;  // (lanes,)
   };
   struct Group {
-    const int64_t *order;  // its sequences
-    int64_t count;         // of them
-    int64_t lanes;         // row stride, whole vectors
-    int64_t slots;         // steps between two products of messages
-    int64_t stride;        // of left and right
+    const int64_t *order;   // its sequences
+    int64_t count;          // of them
+    int64_t lanes;          // row stride, whole vectors
+    int64_t slots;          // steps between two products of messages
+    int64_t stride;         // of left and right
+    bool kept;              // b and alpha of all frames stay as they are from forward to backward
+    int64_t first[kLanes];  // where the first frame of each lies in (N, K)
   };
 
   static Group group_of(const HmmParams &p, const HmmPlan &plan, int64_t g) {
@@ -37,17 +41,24 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     r.lanes = plan.vectors * W;
     r.order = p.order + g * r.lanes;
     r.count = p.sequences - g * r.lanes < r.lanes ? p.sequences - g * r.lanes : r.lanes;
-    r.slots = kSlotRows / r.lanes;
+    r.slots = Layout::sums(p) ? kSlotRows / r.lanes : 1;
     r.stride = r.slots * r.lanes + W;  // an odd number of vectors spreads rows over the cache's sets
+    r.kept = kept(p, r.lanes) > 0;
+    for (int64_t l = 0; l < r.lanes; ++l) r.first[l] = p.starts[r.order[l < r.count ? l : 0]] * p.states;
     return r;
+  }
+  // Frames of which b and alpha are kept: all, if they stay in the cache until they come again.
+  static int64_t kept(const HmmParams &p, int64_t lanes) {
+    const int64_t longest = p.sequences ? p.lengths[p.order[0]] : 0;
+    const bool small = 2 * longest * p.states * lanes * int64_t(sizeof(T)) <= kKeptBytes;
+    return p.task == kHmmPosteriors && small ? longest : 0;
   }
   static int64_t carve(const HmmParams &p, int64_t lanes, void *base, Scratch &s) {
     Carver c(base);
-    const int64_t K = p.states, all = p.task == kHmmPosteriors ? K * lanes : 0;
+    const int64_t K = p.states, all = p.task == kHmmPosteriors ? K * lanes : 0, frames = kept(p, lanes);
     const int64_t messages = p.task == kHmmPosteriors ? K * (kSlotRows + W) : 0;
-    s.b = c.take<T>(K * lanes);
-    s.alpha[0] = c.take<T>(K * lanes);
-    s.alpha[1] = c.take<T>(K * lanes);
+    s.b = c.take<T>(K * lanes * (frames > 1 ? frames : 1));
+    s.alpha = c.take<T>(K * lanes * (frames > 2 ? frames : 2));
     s.beta = c.take<T>(all);
     s.gamma = c.take<T>(all);
     s.left = c.take<T>(messages);
@@ -58,24 +69,41 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     s.factor = c.take<T>(lanes);
     return c.bytes();
   }
+  static T *density_of(const HmmParams &p, const Scratch &w, const Group &g, int64_t t) {
+    return w.b + (g.kept ? t * p.states * g.lanes : 0);
+  }
+  static T *alpha_of(const HmmParams &p, const Scratch &w, const Group &g, int64_t t) {
+    return w.alpha + (g.kept ? t : t & 1) * p.states * g.lanes;
+  }
+  EVIDENS_INLINE T *row_of(void *rows, const HmmParams &p, const Group &g, int64_t lane, int64_t t) {
+    return static_cast<T *>(rows) + g.first[lane] + t * p.states;
+  }
+
+  // Lanes below `count`, as a mask; and whether a mask has any lane.
+  EVIDENS_INLINE Mask lanes_below(int64_t count) {
+    Mask lane;
+    for (int l = 0; l < W; ++l) lane[l] = Int<T>(l);
+    return lane < Int<T>(count < W ? count : W);
+  }
+  EVIDENS_INLINE bool any(Mask mask) { return sum<T>(mask ? broadcast<T>(T(1)) : Vec<T>{}) > T(0); }
+  EVIDENS_INLINE Mask reached(Vec<T> sum) { return (sum >= Reach<T>::scale) & (sum <= Float<T>::largest); }
 
   // b and shift of frame t; a sequence that has ended observes zeros.
   static void observe(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, int64_t t, int64_t active,
-                      int64_t direction) {
+                      int64_t direction, T *densities) {
     const int64_t K = p.states;
+    const T *rows = static_cast<const T *>(p.log_obs);
+    const bool watched = *s.limit > T(0);
     for (int64_t n = 0; n < active; n += W) {
-      T *b = w.b + n;
+      T *b = densities + n;
       gather_rows(K, b, g.lanes, direction * K,
-                  [&](int64_t l) -> const T * { return n + l < active ? frame(p, g.order[n + l], t) : s.zeros; });
+                  [&](int64_t l) -> const T * { return n + l < active ? rows + g.first[n + l] + t * K : s.zeros; });
       Vec<T> top = broadcast<T>(-T(__builtin_inf()));
       for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * g.lanes), top);
       const Vec<T> shift = top == -T(__builtin_inf()) ? Vec<T>{} : top;
       store(w.shift + n, shift);
-      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, *s.limit > T(0)));
+      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, watched));
     }
-  }
-  EVIDENS_INLINE T *row_of(const HmmParams &p, const Group &g, int64_t lane, int64_t t) {
-    return static_cast<T *>(p.posteriors) + (p.starts[g.order[lane]] + t) * p.states;
   }
   static int64_t active_at(const HmmParams &p, const Group &g, int64_t t, int64_t active) {
     while (active > 0 && p.lengths[g.order[active - 1]] <= t) --active;
@@ -90,8 +118,8 @@ template <class T> struct HmmLanes : HmmLayout<T> {
 
   // next = b * scale * (A^T alpha), and its sums; `lost` where a message fell out of range.
   template <int V, bool Watch>
-  static void forward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *alpha,
-                            T *next, int64_t active, uint8_t *lost) {
+  static void forward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *densities,
+                            const T *alpha, T *next, int64_t active, uint8_t *lost) {
     const int64_t K = p.states, G = g.lanes;
     const T limit = *s.limit;
     Vec<T> total[V] = {}, scale[V];
@@ -107,7 +135,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
               const int64_t at = (j + m) * G + v * W;
-              const Vec<T> b = load(w.b + at), y = acc[m][v] * scale[v] * b;
+              const Vec<T> b = load(densities + at), y = acc[m][v] * scale[v] * b;
               if constexpr (Watch) gone[v] |= lost_of(y, acc[m][v], b, limit);
               store(next + at, y);
               total[v] += y;
@@ -122,8 +150,8 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         for (int l = 0; l < W && v * W + l < active; ++l) lost[v * W + l] |= gone[v][l] != 0;
     }
   }
-  static void first_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, T *next,
-                          int64_t active, uint8_t *lost) {
+  static void first_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *densities,
+                          T *next, int64_t active, uint8_t *lost) {
     const int64_t K = p.states;
     const T limit = *s.limit;
     for (int64_t n = 0; n < active; n += W) {
@@ -132,7 +160,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       Vec<T> total = {};
       Vec<Int<T>> gone = {};
       for (int64_t k = 0; k < K; ++k) {
-        const Vec<T> start = load(next + k * g.lanes + n), b = load(w.b + k * g.lanes + n), y = start * b;
+        const Vec<T> start = load(next + k * g.lanes + n), b = load(densities + k * g.lanes + n), y = start * b;
         gone |= lost_of(y, start, b, limit);
         store(next + k * g.lanes + n, y);
         total += y;
@@ -145,44 +173,49 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   // Runs the group forward; the messages go to posteriors where `keep`, normalised for the filter.
   static void forward(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, uint8_t *lost) {
     const int64_t K = p.states, longest = p.lengths[g.order[0]];
-    const bool keep = p.task != kHmmLogLikelihood, normalise = p.task != kHmmPosteriors;
+    const bool normalise = p.task != kHmmPosteriors, keep = p.task != kHmmLogLikelihood && !g.kept;
     double total[kLanes] = {};
+    Mask gone[kVectors] = {};
     int64_t active = g.count;
     for (int64_t t = 0; t < longest; ++t) {
       active = active_at(p, g, t, active);
-      T *next = w.alpha[t & 1];
-      observe(p, s, w, g, t, active, 2);
+      T *b = density_of(p, w, g, t), *next = alpha_of(p, w, g, t);
+      observe(p, s, w, g, t, active, 2, b);
       if (t == 0) {
-        first_frame(p, s, w, g, next, active, lost);
+        first_frame(p, s, w, g, b, next, active, lost);
       } else {
         with_constant<kVectors>(int((active + W - 1) / W), [&](auto v) {
           constexpr int V = decltype(v)::value;
-          const T *alpha = w.alpha[(t & 1) ^ 1];
-          if (*s.limit > T(0)) forward_frame<V, true>(p, s, w, g, alpha, next, active, lost);
-          else forward_frame<V, false>(p, s, w, g, alpha, next, active, lost);
+          const T *alpha = alpha_of(p, w, g, t - 1);
+          if (*s.limit > T(0)) forward_frame<V, true>(p, s, w, g, b, alpha, next, active, lost);
+          else forward_frame<V, false>(p, s, w, g, b, alpha, next, active, lost);
         });
       }
       for (int64_t n = 0; n < active; n += W) {
         const Vec<T> sum = load(w.total + n);
+        const Mask here = lanes_below(active - n);
         store(w.scale + n, sum < Float<T>::smallest ? Vec<T>{} : T(1) / sum);
-        store(w.factor + n, log<T>(sum));
-      }
-      for (int64_t l = 0; l < active; ++l) {
-        total[l] += double(w.shift[l]) + double(w.factor[l]);
-        lost[l] |= !reached(w.total[l]);
+        store(w.factor + n, here ? log<T>(sum) : Vec<T>{});
+        gone[n / W] |= here & ~reached(sum);
+        for (int l = 0; l < W; l += WD)
+          store(total + n + l,
+                load(total + n + l) + (load_as<double>(w.shift + n + l) + load_as<double>(w.factor + n + l)));
       }
       if (!keep) continue;
       for (int64_t n = 0; n < active; n += W) {
         const T *out = next + n;
         if (normalise) {
           const Vec<T> scale = load(w.scale + n);
-          for (int64_t k = 0; k < K; ++k) store(w.b + k * g.lanes + n, load(out + k * g.lanes) * scale);
-          out = w.b + n;
+          for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes + n, load(out + k * g.lanes) * scale);
+          out = b + n;
         }
-        scatter_rows(K, out, g.lanes, active - n, [&](int64_t l) { return row_of(p, g, n + l, t); });
+        scatter_rows(K, out, g.lanes, active - n, [&](int64_t l) { return row_of(p.posteriors, p, g, n + l, t); });
       }
     }
-    for (int64_t l = 0; l < g.count; ++l) p.log_likelihood[g.order[l]] = total[l];
+    for (int64_t l = 0; l < g.count; ++l) {
+      p.log_likelihood[g.order[l]] = total[l];
+      lost[l] |= gone[l / W][l % W] != 0;
+    }
   }
 
   // --- backward ------------------------------------------------------------------------------------
@@ -221,11 +254,13 @@ template <class T> struct HmmLanes : HmmLayout<T> {
                        double *second) {
     const int64_t K = p.states, G = g.lanes, longest = p.lengths[g.order[0]];
     T ends[kLanes], weight[kLanes];
+    Mask gone[kVectors] = {};
     const bool sums = Layout::sums(p);
     for (int64_t i = 0; i < K * g.stride; ++i) w.left[i] = w.right[i] = T(0);
     for (int64_t l = 0; l < G; ++l) {
       w.scale[l] = T(0);
       weight[l] = l < g.count ? weight_of(p, g.order[l]) : T(0);
+      gone[l / W][l % W] = l < g.count && lost[l] ? -1 : 0;
     }
     bool whole = true;
     int64_t active = 0, slot = 0;
@@ -233,32 +268,46 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       const int64_t before = active;
       active = active_back(p, g, t, active);
       const int64_t lanes = (active + W - 1) / W * W;
-      for (int64_t l = 0; l < G; ++l) ends[l] = l >= before && l < active ? T(1) : T(0);
-      observe(p, s, w, g, t, active, -2);
-      T *alpha = w.alpha[0], *right = w.right + slot * G, *left = w.left + slot * G;
-      for (int64_t n = 0; n < lanes; n += W) {
-        gather_rows(K, alpha + n, G, -2 * K,
-                    [&](int64_t l) -> const T * { return n + l < active ? row_of(p, g, n + l, t) : s.zeros; });
+      for (int64_t n = 0; n < lanes; n += W)
+        store(ends + n, lanes_below(active - n) & ~lanes_below(before - n) ? broadcast<T>(T(1)) : Vec<T>{});
+      T *b = density_of(p, w, g, t), *alpha = alpha_of(p, w, g, t);
+      T *right = w.right + slot * G, *left = w.left + slot * G;
+      if (!g.kept) {
+        observe(p, s, w, g, t, active, -2, b);
+        for (int64_t n = 0; n < lanes; n += W) {
+          gather_rows(K, alpha + n, G, -2 * K, [&](int64_t l) -> const T * {
+            return n + l < active ? row_of(p.posteriors, p, g, n + l, t) : s.zeros;
+          });
+        }
       }
       with_constant<kVectors>(int(lanes / W),
                               [&](auto v) { backward_frame<decltype(v)::value>(p, s, w, g, right, alpha, ends); });
-      for (int64_t l = 0; l < lanes; ++l) {
-        if (l < active && !lost[l] && !reached(w.total[l])) lost[l] = 1, whole = false;
-        const bool here = l < active && !lost[l];
-        w.factor[l] = here ? T(1) / w.total[l] : T(0);
-        // What of the pair (t, t + 1) lies in left; a lost sequence adds nothing, even NaN.
-        w.shift[l] = here && weight[l] != T(0) ? w.factor[l] * w.scale[l] * weight[l] : T(0);
-        if (!here && !(w.total[l] <= Float<T>::largest))
-          for (int64_t k = 0; k < K; ++k) right[k * g.stride + l] = T(0);
-      }
       for (int64_t n = 0; n < lanes; n += W) {
-        const Vec<T> factor = load(w.factor + n), pair = load(w.shift + n);
+        const Vec<T> total = load(w.total + n), weights = load(weight + n);
+        const Mask out = ~reached(total), inside = lanes_below(active - n);
+        Mask &lost_lanes = gone[n / W];
+        if (any(out)) {
+          const Mask more = inside & ~lost_lanes & out;
+          if (any(more)) lost_lanes |= more, whole = false;
+          // A lost sequence adds nothing, even NaN.
+          const Mask infinite = ~(inside & ~lost_lanes) & ~(total <= Float<T>::largest);
+          if (any(infinite))
+            for (int64_t k = 0; k < K; ++k) {
+              T *at = right + k * g.stride + n;
+              store(at, infinite ? Vec<T>{} : load(at));
+            }
+        }
+        const Mask here = inside & ~lost_lanes;
+        const Vec<T> factor = here ? T(1) / total : Vec<T>{};
+        // What of the pair (t, t + 1) lies in left.
+        const Vec<T> pair = here & (weights != T(0)) ? factor * load(w.scale + n) * weights : Vec<T>{};
+        store(w.factor + n, factor);
         for (int64_t k = 0; k < K; ++k) {
           const Vec<T> a = load(alpha + k * G + n);
           store(w.gamma + k * G + n, a * load(w.beta + k * G + n) * factor);
-          store(left + k * g.stride + n, pair == T(0) ? Vec<T>{} : a * pair);
+          if (sums) store(left + k * g.stride + n, pair == T(0) ? Vec<T>{} : a * pair);
         }
-        scatter_rows(K, w.gamma + n, G, active - n, [&](int64_t l) { return row_of(p, g, n + l, t); });
+        scatter_rows(K, w.gamma + n, G, active - n, [&](int64_t l) { return row_of(p.posteriors, p, g, n + l, t); });
       }
       if (++slot == g.slots) {
         if (sums) add_products(K, slot * G, w, g.stride, second);
@@ -268,13 +317,14 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       for (int64_t n = 0; n < lanes; n += W) {
         Vec<T> total = {};
         for (int64_t k = 0; k < K; ++k) {
-          const Vec<T> y = load(w.b + k * G + n) * load(w.beta + k * G + n);
+          const Vec<T> y = load(b + k * G + n) * load(w.beta + k * G + n);
           store(right + k * g.stride + n, y);
           total += y;
         }
         store(w.scale + n, total < Float<T>::smallest ? Vec<T>{} : T(1) / total);
       }
     }
+    for (int64_t l = 0; l < g.count; ++l) lost[l] |= gone[l / W][l % W] != 0;
     if (sums && slot > 0) add_products(K, slot * G, w, g.stride, second);
     for (int64_t n = 0; n < g.count; n += W) {  // at the first frame right is b beta
       const T *right = w.right + slot * G + n;

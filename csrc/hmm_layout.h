@@ -54,7 +54,7 @@ template <class T> struct HmmLayout {
   static int64_t lanes_wide(const HmmParams &p) { return p.task == kHmmBestPath ? WD : W; }
   static int64_t padded(int64_t k, int64_t w) { return (k + w - 1) / w * w; }
   static bool varying(const HmmParams &p) { return p.first_transition != nullptr; }
-  static bool sums(const HmmParams &p) { return p.task == kHmmPosteriors && !p.per_step; }
+  static bool sums(const HmmParams &p) { return p.task == kHmmPosteriors && p.second != nullptr && !p.per_step; }
 
   static void carve_shared(const HmmParams &p, void *base, Shared &s, int64_t &bytes) {
     Carver c(base);
@@ -86,8 +86,8 @@ template <class T> struct HmmLayout {
     const int64_t in_states = B * ((K + 20) * ((K + w - 1) / w) + 60);
     plan.by_lanes = !varying(p) && !p.per_step && in_lanes < in_states;
     const int64_t all = (B + w - 1) / w;
-    // Sums must not depend on the threads; four groups or more leave none of a few idle.
-    int64_t vectors = sums(p) ? all / 4 : all / (threads < 1 ? 1 : threads);
+    // Sums must not depend on the threads; about four groups or more leave none of a few idle.
+    int64_t vectors = sums(p) ? (all + 3) / 4 : all / (threads < 1 ? 1 : threads);
     vectors = vectors < 1 ? 1 : vectors > kVectors ? kVectors : vectors;
     if (p.task == kHmmBestPath) vectors = 1;  // nothing is fused, so an operand may as well come from memory
     plan.vectors = plan.by_lanes ? int32_t(vectors) : 1;

@@ -182,7 +182,7 @@ template <class T> struct HmmStates : HmmLayout<T> {
       const T z = sum<T>(total);
       if (!reached(z)) return false;
       factor = T(1) / z;
-      if (t + 1 < length && (p.per_step || weight != T(0))) {
+      if (t + 1 < length && p.second != nullptr && (p.per_step || weight != T(0))) {
         const T pair = factor * scale * (p.per_step ? T(1) : weight);
         T *left = w.left + step * Kp, *right = w.right + step * Kp;
         for (int64_t k = 0; k < Kp; k += W) {

@@ -23,6 +23,7 @@ from ops.hmm_cases import (
 
 import evidens
 from evidens import ops
+from evidens.ops.hmm import state_posteriors
 
 # Sequences may lie in lanes (2 to 16 of them), and so may states; time runs in blocks.
 BATCHES = [(b, 17, 5) for b in (0, 1, 2, 3, 7, 8, 9, 16, 17, 33, 65)]
@@ -488,3 +489,17 @@ def test_backends_agree(dtype):
         check(case)
     with evidens.backend("cpu"):
         check(case)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_posteriors_without_sums_are_the_same(dtype, backend, varying):
+    """Lanes of sequences and of states; frames that linear space loses; both layouts."""
+    for batch, time, k in ((20, 9, 5), (2, 9, 17), (20, 60, 5)):
+        case = hmm(batch, time, k, dtype, ragged=True, varying=varying, scale=50.0, zeros=0.3)
+        for args, kwargs in (case.padded(), case.packed()):
+            with evidens.backend(backend):
+                want = ops.hmm_forward_backward(*args, **kwargs)
+                total, posteriors = state_posteriors(*args, **kwargs)
+            torch.testing.assert_close(total, want.log_likelihood, rtol=1e-12, atol=0)
+            assert_within(posteriors, want.posteriors, 2 * relative_bound(case))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -75,11 +76,28 @@ def rows_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:
             model, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False
         )
         return to_tensor(X)
+    check_rows(model, X, reset=reset)
+    return X if X.is_floating_point() else X.double()
+
+
+def check_rows(model: Any, X: Tensor, *, reset: bool, one: str = "row") -> None:
+    """What `validate_data` checks of an array, of a tensor (N, D); its values are not looked at.
+
+    Args:
+        model: the estimator; gets ``n_features_in_`` with ``reset``.
+        X: the rows.
+        reset: X is what the model is fitted to.
+        one: what a row is called.
+
+    Raises:
+        ValueError: not two-dimensional, no rows, no features, complex, or another number of
+            features than in `fit`.
+    """
     name = type(model).__name__
     if X.ndim != 2:
         raise ValueError(
             f"Expected 2D array, got {X.ndim}D tensor of shape {tuple(X.shape)} instead. Reshape "
-            "it with x[:, None] if it has one feature or x[None] if it is one row."
+            f"it with x[:, None] if it has one feature or x[None] if it is one {one}."
         )
     for count, what in zip(X.shape, ("sample", "feature")):
         if count == 0:
@@ -92,12 +110,11 @@ def rows_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:
     if reset:
         model.n_features_in_ = X.shape[1]
         vars(model).pop("feature_names_in_", None)
-    elif X.shape[1] != model.n_features_in_:
+    elif getattr(model, "n_features_in_", X.shape[1]) != X.shape[1]:
         raise ValueError(
             f"X has {X.shape[1]} features, but {name} is expecting {model.n_features_in_} "
             "features as input."
         )
-    return X if X.is_floating_point() else X.double()
 
 
 def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -135,8 +152,9 @@ def has_missing(x: Tensor) -> bool:
         ValueError: a value is infinite.
     """
     missing = False
-    for _, piece in pieces(x, x.dtype, whole=False):
-        if piece.sum().isfinite():
+    few = x.numel() <= PIECE
+    for piece in (x,) if few else (part for _, part in pieces(x, x.dtype, whole=False)):
+        if math.isfinite(piece.sum()):
             continue
         if piece.isinf().any():
             name = str(x.dtype).removeprefix("torch.")

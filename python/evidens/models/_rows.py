@@ -136,19 +136,7 @@ class Rows:
     def _weights(self, sample_weight: Any) -> Tensor | None:
         if sample_weight is None:
             return None
-        weight = _vector(sample_weight, "sample_weight", self.count).double()
-        bad = ~(weight.isfinite() & (weight >= 0))
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                "sample_weight: expected non-negative finite weights, got "
-                f"{weight[row].item()} at row {row}. Negative values and NaN have no meaning; a "
-                "weight of 0 leaves a row out."
-            )
-        weight = weight.to(self.device, self.dtype)
-        if not weight.isfinite().all():
-            raise ValueError(f"sample_weight: a weight does not fit into {self.dtype}; scale them")
-        return weight
+        return weights_of(sample_weight, self.count, self.device, self.dtype)
 
     def _labels(self, labels: Any, k: int) -> Tensor | None:
         if labels is None:
@@ -267,6 +255,34 @@ class Rows:
             return x, None
         weight = self.sample_weight[place] if self.count else x.new_zeros(len(place))
         return x, self.ranks.sum(torch.where(mine, weight, 0))
+
+
+def weights_of(
+    sample_weight: Any,
+    count: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    one: str = "row",
+    at: str = "at",
+) -> Tensor:
+    """(N,) weights, non-negative and finite in ``dtype``; ``one`` is what has a weight.
+
+    Raises:
+        ValueError: another shape, a negative weight, NaN, infinity, or too large for ``dtype``.
+        TypeError: not numbers.
+    """
+    weight = _vector(sample_weight, "sample_weight", count, f"{one}s").double()
+    bad = ~(weight.isfinite() & (weight >= 0))
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(
+            f"sample_weight: expected non-negative finite weights, got {weight[i].item()} {at} "
+            f"{one} {i}. Negative values and NaN have no meaning; a weight of 0 leaves a {one} out."
+        )
+    weight = weight.to(device, dtype)
+    if not weight.isfinite().all():
+        raise ValueError(f"sample_weight: a weight does not fit into {dtype}; scale them")
+    return weight
 
 
 def _unwrap(chunk: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,19 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from evidens.models._arrays import has_missing, to_tensor, working_dtype
+from evidens.models._arrays import check_rows, has_missing, to_tensor, working_dtype
 from evidens.models._ranks import Ranks
-from evidens.models._rows import Rows, _unwrap, _vector, chunks_of
+from evidens.models._rows import Rows, _unwrap, chunks_of, weights_of
 
 # Log-densities of a block, 64 MB of float64; and on a device.
 BLOCK = 1 << 23
 DEVICE_BLOCK = 1 << 27
 # The kernel takes sequences side by side in SIMD lanes; so many fill them at every width.
 LANES = 48
+# Lengths in a list, of which it is faster to see in Python that they are equal.
+FEW = 4096
 
-_PLAIN = (np.dtype(np.float64), np.dtype(np.float32))
+_PLAIN = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.int64))
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Block:
 
     Attributes:
         x: frames (n, D).
-        offsets: (B + 1,) int64: where each sequence begins, and n.
+        lengths: (B,) int64 on the host.
         rows: their place among all frames.
         weight: (B,) of the sequences; None for 1.
         labels: (n,) int64, -1 where the state is not known; None for -1.
@@ -40,7 +43,7 @@ class Block:
     """
 
     x: Tensor
-    offsets: Tensor
+    lengths: Tensor
     rows: slice
     weight: Tensor | None = None
     labels: Tensor | None = None
@@ -52,13 +55,20 @@ class Block:
         """An op on log-densities (n, K): padded where that is possible, which is faster."""
         if self.each is None:
             return op(log_obs, p.start, p.transition, offsets=self.offsets, **more)
-        padded = log_obs.reshape(self.offsets.shape[0] - 1, self.each, -1)
+        padded = log_obs.reshape(-1, self.each, log_obs.shape[1])
         return op(padded, p.start, p.transition, **more)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(B + 1,) int64, beside x: where each sequence begins, and n."""
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).to(self.x.device)
 
     @property
     def frame_weight(self) -> Tensor | None:
         """(n,): the weight of its sequence for every frame."""
-        return None if self.weight is None else self.weight.repeat_interleave(self.offsets.diff())
+        if self.weight is None:
+            return None
+        return self.weight.repeat_interleave(self.lengths.to(self.weight.device))
 
 
 def frames_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:
@@ -76,13 +86,14 @@ def frames_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:
     X = model._columns(X)
     if type(X) is np.ndarray and X.dtype in _PLAIN and X.ndim == 2 and X.size:
         # What validate_data would let pass, at a tenth of its time.
-        known = vars(model)
+        known, d = vars(model), X.shape[1]
         if "feature_names_in_" not in known:
             if reset:
-                model.n_features_in_ = X.shape[1]
-            if known.get("n_features_in_", X.shape[1]) == X.shape[1]:
-                x = to_tensor(X)
-                model._check_frames(x, False, reset)
+                model.n_features_in_ = d
+            if known.get("n_features_in_", d) == d:
+                whole = X.dtype.kind == "i"
+                x = to_tensor(X.astype(np.float64) if whole else X)
+                model._check_frames(x, whole, reset)
                 return x
     if not isinstance(X, Tensor):
         X = validate_data(model, X, reset=reset, dtype="numeric", ensure_all_finite=False)
@@ -91,45 +102,45 @@ def frames_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:
             X = X.astype(np.float64)
         x = to_tensor(X)
     else:
-        if X.ndim != 2:
-            raise ValueError(
-                f"Expected 2D array, got {X.ndim}D tensor of shape {tuple(X.shape)} instead. "
-                "Reshape it with x[:, None] if it has one feature or x[None] if it is one frame."
-            )
-        for count, what in zip(X.shape, ("sample", "feature")):
-            if count == 0:
-                raise ValueError(
-                    f"Found tensor with 0 {what}(s) (shape={tuple(X.shape)}) while a minimum of 1 "
-                    f"is required by {type(model).__name__}."
-                )
-        if X.is_complex():
-            raise ValueError("Complex data not supported")
+        check_rows(model, X, reset=reset, one="frame")
         whole = not X.is_floating_point()
         x = X.double() if whole else X.to(working_dtype(X.dtype))
-        if reset:
-            model.n_features_in_ = X.shape[1]
-            vars(model).pop("feature_names_in_", None)
-        elif getattr(model, "n_features_in_", X.shape[1]) != X.shape[1]:
-            raise ValueError(
-                f"X has {X.shape[1]} features, but {type(model).__name__} is expecting "
-                f"{model.n_features_in_} features as input."
-            )
     model._check_frames(x, whole, reset)
     return x
 
 
-def lengths_of(lengths: Any, count: int) -> Tensor:
-    """Lengths (B,) int64 on the host; None is one sequence of all ``count`` frames.
+def lengths_of(lengths: Any, count: int) -> tuple[Tensor, int | None]:
+    """Lengths (B,) int64 on the host, and the length where all are equal (and not 0), else None.
+
+    ``lengths`` None is one sequence of all ``count`` frames.
 
     Raises:
         ValueError: not integers, negative, or another sum than ``count``.
     """
     if lengths is None:
-        return torch.tensor([count])
+        return torch.tensor([count]), count or None
+    batch = len(lengths) if type(lengths) is list else 0
+    if 0 < batch <= FEW and set(map(type, lengths)) == {int}:
+        each = lengths[0]
+        if each > 0 and each * batch == count and lengths.count(each) == batch:
+            return _equal(batch, each), each
     given = _lengths(lengths)
     if int(given.sum()) != count:
         raise ValueError(f"lengths array {lengths} doesn't sum to {count} samples")
-    return given
+    return given, _each(given, count)
+
+
+@lru_cache(64)
+def _equal(batch: int, each: int) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
+        return torch.full((batch,), each)
+
+
+def _each(lengths: Tensor, count: int) -> int | None:
+    """The length of every sequence, of ``count`` frames together; None where they differ."""
+    least = int(lengths.amin()) if lengths.shape[0] else 0
+    # They are equal where their sum is what that of the least would be.
+    return least if least > 0 and least * lengths.shape[0] == count else None
 
 
 def _lengths(lengths: Any) -> Tensor:
@@ -138,8 +149,8 @@ def _lengths(lengths: Any) -> Tensor:
         raise ValueError(
             f"lengths: expected a list of integers, one for each sequence, got {lengths!r}"
         )
-    if (array < 0).any():
-        raise ValueError(f"lengths: expected non-negative integers, got {int(array.min())}")
+    if array.size and (least := int(array.min())) < 0:
+        raise ValueError(f"lengths: expected non-negative integers, got {least}")
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -163,21 +174,26 @@ def split(lengths: Tensor, limit: int) -> list[tuple[slice, slice]]:
 
 
 def blocks_of(
-    x: Tensor, lengths: Tensor, columns: int, *, whole: bool = False
+    x: Tensor, lengths: Tensor, columns: int, *, each: int | None = None, whole: bool = False
 ) -> Iterator[tuple[Block, slice]]:
-    """Frames in blocks of bounded size, each with the slice of its sequences."""
+    """Frames in blocks of bounded size, each with the slice of its sequences.
+
+    Args:
+        x: frames (n, D).
+        lengths: (B,) int64 on the host.
+        columns: numbers that the work holds for each frame.
+        each: the length of all sequences, where it is known that they are equal.
+        whole: one block, whatever its size.
+    """
     count, limit = x.shape[0], (DEVICE_BLOCK if x.is_cuda else BLOCK) // max(columns, x.shape[1])
-    runs = [(slice(0, count), slice(0, lengths.shape[0]))]
-    if count > limit and not whole:
-        runs = split(lengths, max(1, limit))
-    for rows, sequences in runs:
+    if count <= limit or whole:
+        each = each or _each(lengths, count)
+        yield Block(x, lengths, slice(0, count), each=each), slice(0, lengths.shape[0])
+        return
+    for rows, sequences in split(lengths, max(1, limit)):
         own = lengths[sequences]
-        each = int(own[0]) if own.shape[0] else 0
-        if each and bool((own.numpy() == each).all()):
-            offsets = torch.arange(0, each * own.shape[0] + 1, each)
-        else:
-            each, offsets = 0, torch.nn.functional.pad(own.cumsum(0), (1, 0))
-        yield Block(x[rows], offsets.to(x.device), rows, each=each or None), sequences
+        each = _each(own, rows.stop - rows.start)
+        yield Block(x[rows], own, rows, each=each), sequences
 
 
 def holds_integers(X: Any) -> bool:
@@ -262,7 +278,7 @@ class Sequences(Rows):
                 lengths = np.asarray(lengths) * (
                     len(x) // n
                 )  # symbols that came in several columns
-            self.lengths = lengths_of(lengths, len(x))
+            self.lengths, _ = lengths_of(lengths, len(x))
             self.in_memory: Tensor | None = x
             self._counts = [len(x)]
             self.dtype, self.device, self.count = x.dtype, x.device, len(x)
@@ -282,7 +298,7 @@ class Sequences(Rows):
                 self.dtype, self.device = x.dtype, x.device
                 self._check_order(x[:16].nan_to_num())
             if given is None:
-                here = lengths_of(own, len(x))
+                here, _ = lengths_of(own, len(x))
             else:
                 ends = given[taken:].cumsum(0)
                 stop = int((ends <= len(x)).sum())
@@ -328,18 +344,8 @@ class Sequences(Rows):
         self.sequence_weight: Tensor | None = None
         if sample_weight is None:
             return None
-        weight = _vector(sample_weight, "sample_weight", len(self.lengths), "sequences").double()
-        bad = ~(weight.isfinite() & (weight >= 0))
-        if bad.any():
-            b = int(bad.nonzero()[0])
-            raise ValueError(
-                "sample_weight: expected non-negative finite weights, got "
-                f"{weight[b].item()} for sequence {b}. Negative values and NaN have no meaning; a "
-                "weight of 0 leaves a sequence out."
-            )
-        weight = weight.to(self.device, self.dtype)
-        if not weight.isfinite().all():
-            raise ValueError(f"sample_weight: a weight does not fit into {self.dtype}; scale them")
+        count = len(self.lengths)
+        weight = weights_of(sample_weight, count, self.device, self.dtype, "sequence", "for")
         self.sequence_weight = weight
         return weight.repeat_interleave(self.lengths.to(self.device))
 
@@ -389,9 +395,10 @@ class Sequences(Rows):
         if self.sequence_weight is not None:
             block.weight = self.sequence_weight[sequences].to(self.dtype)
             block.total = float(block.weight.sum(dtype=torch.float64))
-            block.frames = float(block.weight.double() @ block.offsets.diff().double())
+            lengths = block.lengths.to(block.weight.device)
+            block.frames = float(block.weight.double() @ lengths.double())
         else:
-            block.total, block.frames = float(len(block.offsets) - 1), float(len(block.x))
+            block.total, block.frames = float(len(block.lengths)), float(len(block.x))
         if self.labels is not None:
             labels = self.labels[block.rows]
             block.labels = labels if bool((labels >= 0).any()) else None

@@ -19,7 +19,6 @@ from evidens.models._em import Run, run_em
 from evidens.models._persistence import Persistent
 from evidens.models._ranks import Ranks
 from evidens.models._sequences import Block, Sequences
-from evidens.models.hmm_checks import HMMChecks
 from evidens.models.hmm_monitor import Bar, ConvergenceMonitor, log, reached_tol
 from evidens.models.hmm_parameters import (
     UNVISITED,
@@ -36,7 +35,7 @@ from evidens.models.hmm_statistics import EmissionStatistics, HMMStatistics, NoS
 FORGETTING = 0.7
 
 
-class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
+class BaseHMM(HMMQueries, Persistent, BaseEstimator):
     """Hidden Markov model, fitted by EM: what all families share.
 
     A drop-in for ``hmmlearn.base.BaseHMM`` for subclasses that override ``_compute_log_likelihood``
@@ -99,9 +98,6 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
         return tags
 
     # --- what a family defines -------------------------------------------------------------------
-
-    def _emission(self) -> Any:
-        return torch.empty(0, dtype=tensor(self.startprob_).dtype)
 
     def _zero_statistics(self, emission: Any, k: int) -> EmissionStatistics:
         """No frames."""
@@ -360,11 +356,13 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
 
     # --- parts -----------------------------------------------------------------------------------
 
+    def _no_statistics(self, p: HMMParameters) -> HMMStatistics:
+        k = self.n_components
+        return HMMStatistics.zeros(self._zero_statistics(p.emission, k), k)
+
     def _expect(self, data: Sequences, p: HMMParameters) -> HMMStatistics:
         """E step: one pass over the sequences of all processes."""
-        stats = HMMStatistics.zeros(
-            self._zero_statistics(p.emission, self.n_components), self.n_components
-        )
+        stats = self._no_statistics(p)
         if self._custom:  # its log-densities may depend on what EM has found
             self._publish(p, data.is_tensor)
         for block in data.sequences():
@@ -433,9 +431,7 @@ class BaseHMM(HMMChecks, HMMQueries, Persistent, BaseEstimator):
         """The sums behind the parameters so far, None where the parameters came from elsewhere."""
         if not hasattr(self, "statistics_"):
             return None
-        stats = HMMStatistics.zeros(
-            self._zero_statistics(p.emission, self.n_components), self.n_components
-        )
+        stats = self._no_statistics(p)
         stats.fill(tensor(self.statistics_).to(p.start.device))
         return stats
 

@@ -12,6 +12,8 @@ from evidens.models.hmm_monitor import ConvergenceMonitor, log
 from evidens.models.hmm_parameters import HMMParameters, host
 
 DECODERS = ("viterbi", "map")
+# What the checks that all families share look at.
+SHARED = ("n_components", "implementation", "algorithm", "n_iter", "tol", "startprob_", "transmat_")
 COVARIANCE_TYPES = ("spherical", "diag", "full", "tied")
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from evidens.models._sequences import Sequences
 from evidens.models.hmm_base import BaseHMM
+from evidens.models.hmm_checks import SHARED
 from evidens.models.hmm_discrete import labelled_start
 from evidens.models.hmm_parameters import UNVISITED, host, spread, tensor
 from evidens.models.hmm_queries import Sampler
-from evidens.models.hmm_statistics import CountStatistics, safe_log_product
+from evidens.models.hmm_statistics import CountStatistics, counts_of_frames, safe_log_product
 
 
 class RateHMM(BaseHMM):
@@ -46,18 +47,18 @@ class RateHMM(BaseHMM):
         self._check_range(host(value))
 
     def _check_range(self, value: np.ndarray) -> None:
+        """That the rates are possible ones; each family of rates defines it."""
         raise NotImplementedError
 
     def _zero_statistics(self, emission: Tensor, k: int) -> CountStatistics:
-        zero = torch.zeros(emission.shape, dtype=torch.float64, device=emission.device)
-        return CountStatistics(zero[:, 0].clone(), zero, zero.clone())
+        return CountStatistics.zeros(emission, seen=True)
 
     def _accumulate(
         self, stats: Any, x: Tensor, r: Tensor, emission: Any, work: Any, missing: bool
     ) -> None:
-        r, x = r.double(), x.double()
+        r = r.double()
         seen = r.mT @ (~x.isnan()).double() if missing else None
-        stats.add(r.sum(0), r.mT @ (x.nan_to_num() if missing else x), seen)
+        stats.add(r.sum(0), r.mT @ counts_of_frames(x, missing), seen)
 
     def _fill(self, x: Tensor, posteriors: Tensor, emission: Tensor) -> Tensor:
         return torch.where(x.isnan(), posteriors @ emission.to(posteriors.dtype), x)
@@ -95,6 +96,7 @@ class PoissonHMM(RateHMM):
     """
 
     _name, _letter = "lambdas_", "l"
+    _reads = (*SHARED, "n_features", "lambdas_")
     lambdas_: Any
 
     def __init__(
@@ -165,7 +167,7 @@ class PoissonHMM(RateHMM):
         return {"lambdas_": start.numpy()}
 
     def _log_obs(self, x: Tensor, emission: Tensor, missing: bool) -> tuple[Tensor, None]:
-        counts = x.double().nan_to_num() if missing else x.double()
+        counts = counts_of_frames(x, missing)
         rates = emission.double()
         total = (~x.isnan()).double() @ rates.mT if missing else rates.sum(1)
         constant = torch.lgamma(counts + 1).sum(1, keepdim=True)
@@ -230,6 +232,7 @@ class BernoulliHMM(RateHMM):
     """
 
     _name, _letter = "probs_", "b"
+    _reads = (*SHARED, "n_features", "probs_")
     probs_: Any
 
     def __init__(

@@ -159,9 +159,7 @@ class CustomHMM(BaseHMM):
             return self._train(data, p)
         if self.m_step is None or "e" not in self.params:
             return super()._expect(data, p)
-        stats = HMMStatistics.zeros(
-            self._zero_statistics(p.emission, self.n_components), self.n_components
-        )
+        stats = self._no_statistics(p)
         posteriors = []
         for block in data.sequences():
             log_obs = self._own_log_obs(block.x, p.start, data.is_tensor, data.missing)
@@ -180,9 +178,7 @@ class CustomHMM(BaseHMM):
 
     def _train(self, data: Sequences, p: HMMParameters) -> HMMStatistics:
         """The statistics from the gradient of the likelihood, and one step of the optimizer."""
-        stats = HMMStatistics.zeros(
-            self._zero_statistics(p.emission, self.n_components), self.n_components
-        )
+        stats = self._no_statistics(p)
         steps = self._optimizer()
         if steps is not None:
             steps.zero_grad()

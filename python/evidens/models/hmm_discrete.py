@@ -13,9 +13,10 @@ from torch import Tensor
 
 from evidens.models._sequences import Sequences
 from evidens.models.hmm_base import BaseHMM
+from evidens.models.hmm_checks import SHARED
 from evidens.models.hmm_parameters import UNVISITED, host, shares, spread, tensor
 from evidens.models.hmm_queries import Sampler, pick
-from evidens.models.hmm_statistics import CountStatistics, safe_log_product
+from evidens.models.hmm_statistics import CountStatistics, counts_of_frames, safe_log_product
 
 # Up to so many symbols a product with one-hot rows is faster than adding row by row.
 ONE_HOT = 64
@@ -51,8 +52,12 @@ class TableHMM(BaseHMM):
         return {"emissionprob_": emission}
 
     def _zero_statistics(self, emission: Tensor, k: int) -> CountStatistics:
-        zero = torch.zeros(emission.shape, dtype=torch.float64, device=emission.device)
-        return CountStatistics(zero[:, 0].clone(), zero)
+        return CountStatistics.zeros(emission, seen=False)
+
+    def _start_emission(self, data: Sequences) -> dict[str, Any]:
+        if not self._needs_init("e", "emissionprob_"):
+            return {}
+        return {"emissionprob_": self._start_table(data)}
 
     def _start_table(self, data: Sequences) -> np.ndarray:
         """Rows of uniforms, hmmlearn's; states with labelled frames start at what those show."""
@@ -134,6 +139,8 @@ class CategoricalHMM(TableHMM):
         >>> round(float(np.exp(log_prob)), 5), states
         (0.01344, array([1, 0, 0]))
     """
+
+    _reads = (*SHARED, "n_features", "emissionprob_")
 
     def __init__(
         self,
@@ -246,11 +253,6 @@ class CategoricalHMM(TableHMM):
 
     # --- learning --------------------------------------------------------------------------------
 
-    def _start_emission(self, data: Sequences) -> dict[str, Any]:
-        if not self._needs_init("e", "emissionprob_"):
-            return {}
-        return {"emissionprob_": self._start_table(data)}
-
     def _log_obs(self, x: Tensor, emission: Tensor, missing: bool) -> tuple[Tensor, Tensor]:
         # The last row of the table stands for a missing frame: it says nothing of the state.
         s = emission.shape[1]
@@ -316,6 +318,8 @@ class MultinomialHMM(TableHMM):
         >>> (states == states[0]).tolist()
         [True, True, True, False, False, False, True]
     """
+
+    _reads = (*SHARED, "n_features", "emissionprob_", "n_trials")
 
     def __init__(
         self,
@@ -426,20 +430,15 @@ class MultinomialHMM(TableHMM):
 
     # --- learning --------------------------------------------------------------------------------
 
-    def _start_emission(self, data: Sequences) -> dict[str, Any]:
-        if not self._needs_init("e", "emissionprob_"):
-            return {}
-        return {"emissionprob_": self._start_table(data)}
-
     def _log_obs(self, x: Tensor, emission: Tensor, missing: bool) -> tuple[Tensor, None]:
-        counts = x.double().nan_to_num() if missing else x.double()
+        counts = counts_of_frames(x, missing)
         constant = torch.lgamma(counts.sum(1) + 1) - torch.lgamma(counts + 1).sum(1)
         return (safe_log_product(counts, emission) + constant[:, None]).to(emission.dtype), None
 
     def _accumulate(
         self, stats: Any, x: Tensor, r: Tensor, emission: Any, work: Any, missing: bool
     ) -> None:
-        counts = x.double().nan_to_num() if missing else x.double()
+        counts = counts_of_frames(x, missing)
         stats.add(r.sum(0, dtype=torch.float64), r.double().mT @ counts)
 
     def _maximise_emission(self, stats: CountStatistics, old: Tensor) -> tuple[Tensor, np.ndarray]:

@@ -17,7 +17,7 @@ from evidens.models.gmm_init import sample_size
 from evidens.models.gmm_parameters import GMMParameters, cholesky_of_precisions, definite
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_base import BaseHMM
-from evidens.models.hmm_checks import check_covars, check_type
+from evidens.models.hmm_checks import SHARED, check_covars, check_type
 from evidens.models.hmm_parameters import UNVISITED, finite, host, spread, tensor
 from evidens.models.hmm_queries import Sampler
 from evidens.models.hmm_statistics import add_gaussian, gaussian_log_prob
@@ -171,6 +171,7 @@ class GaussianHMM(BaseHMM):
         array([5.])
     """
 
+    _reads = (*SHARED, "covariance_type", "n_features", "means_", "_covars_")
     means_: Any
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -41,6 +41,18 @@ class HMMParameters:
         return HMMParameters(
             self.start.to(*args), self.transition.to(*args), self.emission.to(*args)
         )
+
+    def copied(self) -> HMMParameters:
+        """The same model in memory of its own."""
+        return HMMParameters(self.start.clone(), self.transition.clone(), _clone(self.emission))
+
+
+def _clone(emission: Any) -> Any:
+    """A copy of a tensor, or of a dataclass of tensors."""
+    if isinstance(emission, Tensor):
+        return emission.clone()
+    tensors = {n: v.clone() for n, v in vars(emission).items() if isinstance(v, Tensor)}
+    return replace(emission, **tensors)
 
 
 def tensor(value: Any) -> Tensor:

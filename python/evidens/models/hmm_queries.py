@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,17 +17,21 @@ from torch import Tensor
 from evidens import ops
 from evidens.models._arrays import has_missing, returned, working_dtype
 from evidens.models._sequences import Block, blocks_of, frames_of, holds_integers, lengths_of
-from evidens.models.hmm_checks import DECODERS
+from evidens.models.hmm_checks import DECODERS, HMMChecks
 from evidens.models.hmm_parameters import HMMParameters, dtype_of, host, tensor
+from evidens.ops.hmm import state_posteriors
 
 Sampler = Callable[[int, np.random.RandomState], Any]
 
+# Of each model, what passed all checks, to the bit, and the parameters that it gave.
+_CHECKED: WeakKeyDictionary[Any, tuple[list[Any], HMMParameters]] = WeakKeyDictionary()
+SIMPLE = (int, float, str, np.number)
+LARGE = 1 << 16  # entries of an attribute whose checks are small beside the work on frames
 
-class HMMQueries:
+
+class HMMQueries(HMMChecks):
     """The methods of a hidden Markov model that ask and do not learn."""
 
-    n_components: int
-    algorithm: str
     random_state: Any
     startprob_: Any
     transmat_: Any
@@ -37,21 +42,25 @@ class HMMQueries:
     #: whether frames are symbols, counts or bits
     _counts = False
 
-    # --- what a family defines -------------------------------------------------------------------
+    #: attributes that `_check` and `_emission` read, of a family whose parameters are checked once
+    #: and again only when these have changed; None: at every call
+    _reads: tuple[str, ...] | None = None
 
-    def _check(self) -> None:
-        raise NotImplementedError
+    # --- what a family defines -------------------------------------------------------------------
 
     def _emission(self) -> Any:
         """The fitted emission parameters as tensors."""
-        raise NotImplementedError
+        return torch.empty(0, dtype=tensor(self.startprob_).dtype)
 
     def _log_obs(self, x: Tensor, emission: Any, missing: bool) -> tuple[Tensor, Any]:
-        """Log-densities (n, K) of frames (n, D), and what `_accumulate` can use of the work."""
-        raise NotImplementedError
+        """Log-densities (n, K) of frames (n, D), and what `_accumulate` can use of the work.
+
+        Every family defines it, unless it overrides `_compute_log_likelihood`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no _compute_log_likelihood")
 
     def _fill(self, x: Tensor, posteriors: Tensor, emission: Any) -> Tensor:
-        """Frames with NaN (n, D), filled for posteriors (n, K)."""
+        """Frames with NaN (n, D), filled for posteriors (n, K); families with parameters do it."""
         raise NotImplementedError(f"{type(self).__name__} cannot impute")
 
     def _sampler(self) -> Sampler:
@@ -89,32 +98,60 @@ class HMMQueries:
         dtype = working_dtype(start.dtype, transition.dtype, dtype_of(emission))
         return HMMParameters(start, transition, emission).to(dtype).to(*where)
 
-    def _parameters_for(self, x: Tensor, X: Any) -> HMMParameters:
+    def _parameters_for(self, x: Tensor, X: Any, p: HMMParameters | None = None) -> HMMParameters:
         """The parameters for frames x that came as X; counts are exact in every dtype."""
-        p = self._parameters()
+        p = self._parameters() if p is None else p
         if self._counts and holds_integers(X):
             return p.to(x.device)
         return p.to(x.device, working_dtype(x.dtype, p.start.dtype))
 
-    def _enter(self, X: Any, lengths: Any) -> tuple[Tensor, Tensor, HMMParameters, bool]:
-        """Frames and lengths of a query, the parameters for them, whether NaN is among them."""
-        if not hasattr(self, "startprob_"):
-            check_is_fitted(self, "startprob_")  # raises
+    def _checked(self) -> HMMParameters:
+        """The parameters after every check, which the same numbers need not pass again."""
+        state = self._state()
+        if state is not None and (known := _CHECKED.get(self)) is not None and known[0] == state:
+            return known[1]
         self._check()
-        x = frames_of(self, X)
-        if lengths is not None and len(x) != len(X):
-            lengths = np.asarray(lengths) * (len(x) // len(X))
-        lengths = lengths_of(lengths, len(x))
-        p = self._parameters_for(x, X)
-        return x, lengths, p, has_missing(x.detach())
+        p = self._parameters()
+        # Once more: checks may make arrays of lists.  And a copy: the user's arrays may change.
+        if (state := self._state()) is not None:
+            p = p.copied()
+            _CHECKED[self] = state, p
+        return p
+
+    def _state(self) -> list[Any] | None:
+        """All that the checks and the parameters depend on, to the bit; None if that is much."""
+        names = vars(type(self)).get("_reads")  # a subclass may read more
+        if names is None:
+            return None
+        own = vars(self)
+        state: list[Any] = []
+        for name in names:
+            value = own.get(name)
+            if type(value) is np.ndarray:
+                if value.size > LARGE or value.dtype.kind not in "fiu":
+                    return None
+                state.append((value.dtype, value.shape, value.tobytes()))
+            elif value is None or isinstance(value, SIMPLE):
+                state.append((type(value), value))
+            else:
+                return None
+        return state
 
     def _scored(
         self, X: Any, lengths: Any, *, whole: bool = False
     ) -> Iterator[tuple[Tensor, HMMParameters, Block]]:
         """Log-densities of the frames, some sequences at a time."""
-        x, lengths, p, missing = self._enter(X, lengths)
-        for block, _ in blocks_of(x, lengths, self._width, whole=whole):
-            if self._custom:
+        if not hasattr(self, "startprob_"):
+            check_is_fitted(self, "startprob_")  # raises
+        p = self._checked()
+        x = frames_of(self, X)
+        if lengths is not None and len(x) != len(X):
+            lengths = np.asarray(lengths) * (len(x) // len(X))
+        lengths, each = lengths_of(lengths, len(x))
+        p, missing = self._parameters_for(x, X, p), has_missing(x.detach())
+        custom = self._custom
+        for block, _ in blocks_of(x, lengths, self._width, each=each, whole=whole):
+            if custom:
                 log_obs = self._own_log_obs(block.x, p.start, isinstance(X, Tensor), missing)
             else:
                 log_obs, _ = self._log_obs(block.x.to(p.start.dtype), p.emission, missing)
@@ -165,7 +202,7 @@ class HMMQueries:
             block.run(ops.hmm_log_likelihood, log_obs, p)
             for log_obs, p, block in self._scored(X, lengths, whole=whole)
         ]
-        return returned(torch.cat(parts), X)
+        return returned(_joined(parts), X)
 
     def score(self, X: Any, lengths: Any = None) -> float:
         """Log-likelihood of all sequences together, nats; arguments as `log_prob`."""
@@ -189,10 +226,10 @@ class HMMQueries:
         log_prob, parts = 0.0, []
         with torch.no_grad():
             for log_obs, p, block in self._scored(X, lengths):
-                result = block.run(ops.hmm_forward_backward, log_obs, p)
-                log_prob += float(result.log_likelihood.sum())
-                parts.append(result.posteriors.reshape(log_obs.shape))
-        return log_prob, returned(torch.cat(parts), X)
+                total, posteriors = block.run(state_posteriors, log_obs, p)
+                log_prob += float(total.sum())
+                parts.append(posteriors.reshape(log_obs.shape))
+        return log_prob, returned(_joined(parts), X)
 
     def predict_proba(self, X: Any, lengths: Any = None) -> Any:
         """Posterior of the states for every frame, (N, K); arguments as `score_samples`."""
@@ -245,13 +282,13 @@ class HMMQueries:
                     path = block.run(ops.hmm_viterbi, log_obs, p)
                     states, score = path.states.reshape(-1), path.log_prob.sum()
                 else:
-                    result = block.run(ops.hmm_forward_backward, log_obs, p)
-                    largest, states = result.posteriors.reshape(log_obs.shape).max(1)
+                    _, posteriors = block.run(state_posteriors, log_obs, p)
+                    largest, states = posteriors.reshape(log_obs.shape).max(1)
                     states = torch.where(largest > 0, states, -1)
                     score = largest.sum(dtype=torch.float64)
                 log_prob += float(score)
                 parts.append(states)
-        return log_prob, returned(torch.cat(parts), X)
+        return log_prob, returned(_joined(parts), X)
 
     def predict(self, X: Any, lengths: Any = None) -> Any:
         """The states that `decode` finds, (N,) int64."""
@@ -303,12 +340,11 @@ class HMMQueries:
                 x = block.x.clone()
                 rows = x.isnan().any(1).nonzero()[:, 0]
                 if len(rows):
-                    r = block.run(ops.hmm_forward_backward, log_obs, p).posteriors
-                    r = r.reshape(log_obs.shape)
+                    r = block.run(state_posteriors, log_obs, p)[1].reshape(log_obs.shape)
                     rows = rows[r[rows].sum(1) > 0]
                     x[rows] = self._fill(x[rows].to(r.dtype), r[rows], p.emission).to(x.dtype)
                 parts.append(x)
-        return returned(torch.cat(parts), X)
+        return returned(_joined(parts), X)
 
     # --- draws -----------------------------------------------------------------------------------
 
@@ -387,6 +423,10 @@ class HMMQueries:
 def pick(cdf: np.ndarray, rng: np.random.RandomState) -> int:
     """Draw an index; hmmlearn's draw where the sum is 1, never one of weight 0 where it is not."""
     return int((cdf > rng.rand() * cdf[-1]).argmax())
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _double(X: Any) -> Any:

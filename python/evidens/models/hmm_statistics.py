@@ -49,6 +49,12 @@ class CountStatistics:
     first: Tensor
     seen: Tensor | None = None
 
+    @classmethod
+    def zeros(cls, like: Tensor, *, seen: bool) -> CountStatistics:
+        """No frames; ``like`` is (K, D), ``seen`` whether a feature can be missing alone."""
+        first = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+        return cls(first[:, 0].clone(), first, first.clone() if seen else None)
+
     def add(self, weight: Tensor, first: Tensor, seen: Tensor | None = None) -> None:
         """Add sums over more frames; ``seen`` None: every feature of theirs was observed."""
         self.weight = self.weight + weight
@@ -234,6 +240,11 @@ def gaussian_log_prob(x: Tensor, parameters: GMMParameters, missing: bool) -> Te
                 fixed[seen] = _missing.log_prob_terms(part[seen], parameters).to(terms.dtype)
             terms = terms.index_put((rows,), fixed)
     return terms
+
+
+def counts_of_frames(x: Tensor, missing: bool) -> Tensor:
+    """Frames of counts in float64, 0 where one is missing."""
+    return x.double().nan_to_num() if missing else x.double()
 
 
 def safe_log_product(counts: Tensor, p: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evidens.ops import _checks as checks
 
-__all__ = ["arguments", "has_values", "inside", "matching"]
+__all__ = ["arguments", "first_steps", "has_values", "inside", "is_plain", "matching"]
 
 _C = torch._C
 _is_compiling = torch.compiler.is_compiling
@@ -20,15 +20,20 @@ _regular: dict[tuple[int, int, torch.device], _Where] = {}
 _MOST_REGULAR, _MOST_SEQUENCES, _FEW = 64, 4096, 64
 
 
-def _equal_lengths(batch: int, time: int, device: torch.device) -> _Where:
-    """B sequences of T frames each; kept from call to call, three small tensors cost 5 us."""
-    key = (batch, time, device)
-    plain = not (
+def is_plain() -> bool:
+    """Whether tensors hold values now, and nobody records what is done with them."""
+    return not (
         _is_compiling()
         or _C._len_torch_dispatch_stack()
         or _C._are_functorch_transforms_active()
         or _C._get_tracing_state()
     )
+
+
+def _equal_lengths(batch: int, time: int, device: torch.device) -> _Where:
+    """B sequences of T frames each; kept from call to call, three small tensors cost 5 us."""
+    key = (batch, time, device)
+    plain = is_plain()
     if plain and (known := _regular.get(key)) is not None:
         return known
     # An inference tensor could not be saved for a backward pass later.
@@ -111,8 +116,13 @@ def _packed_where(op: str, log_obs: Tensor, offsets: Tensor, varies: bool) -> _W
             )
     if not varies and not _is_compiling():  # which wants three tensors
         return starts, lengths, starts  # nobody reads the third
+    return starts, lengths, first_steps(lengths)
+
+
+def first_steps(lengths: Tensor) -> Tensor:
+    """The first of the steps (frame, next frame) of each packed sequence among those of all."""
     steps = (lengths - 1).clamp(min=0)
-    return starts, lengths, steps.cumsum(0) - steps
+    return steps.cumsum(0) - steps
 
 
 def matching(

@@ -99,12 +99,15 @@ def posteriors(
     at: Tensor,
     weight: Tensor | None,
     pairwise: bool,
+    pairs: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     k = log_obs.shape[1]
-    per_step = pairwise or transition.ndim == 3
+    per_step = pairs and (pairwise or transition.ndim == 3)
     result = empty(log_obs, log_obs.shape)
     first = log_obs.new_empty((starts.shape[0], k))
-    if transition.ndim == 3:
+    if not pairs:
+        second = log_obs.new_empty((0, 0), dtype=torch.float64)
+    elif transition.ndim == 3:
         second = torch.zeros_like(transition)
     elif pairwise:
         second = log_obs.new_zeros((max(log_obs.shape[0] - starts.shape[0], 0), k, k))
@@ -116,7 +119,7 @@ def posteriors(
         weight=None if weight is None else weight.contiguous(),
         posteriors=result,
         first=first,
-        second=second,
+        second=second if pairs else None,
         per_step=per_step,
     )
     return total, result, first, second

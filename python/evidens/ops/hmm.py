@@ -15,17 +15,16 @@ float64 (half types are widened to float32), all of one dtype on one device.
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from evidens.ops import _checks as checks
-from evidens.ops import _hmm_cpu as cpu
-from evidens.ops import _registry
-from evidens.ops._hmm_arguments import arguments, has_values, inside, matching
-from evidens.reference import hmm as reference
+from evidens.ops import _hmm_inner as inner
+from evidens.ops._hmm_arguments import arguments, first_steps, has_values, is_plain, matching
 
 __all__ = [
     "HMMFiltered",
@@ -62,150 +61,6 @@ class HMMPath(NamedTuple):
 
     states: Tensor
     log_prob: Tensor
-
-
-# --- backends ------------------------------------------------------------------------------------
-
-
-def _triton(name: str) -> Any:
-    def call(*args: Any) -> Any:
-        from evidens.kernels import hmm as kernels
-
-        return getattr(kernels, name)(*args)
-
-    return call
-
-
-# --- gradients -----------------------------------------------------------------------------------
-
-
-def _times(values: Tensor, factor: Tensor) -> Tensor:
-    """``values`` (R, ...) times ``factor`` (R,); a factor of 0 gives 0, whatever the value."""
-    factor = factor.reshape(-1, *(1,) * (values.ndim - 1))
-    return (values * factor).masked_fill_(factor == 0, 0.0)
-
-
-def _owner(starts: Tensor, count: int) -> Tensor:
-    """The sequence of each of ``count`` rows; of those that start at one row, the last."""
-    rows = torch.arange(count, device=starts.device)
-    return torch.searchsorted(starts.contiguous(), rows, right=True) - 1
-
-
-def _log_likelihood_backward(
-    needs: tuple[bool, ...],
-    grads: Any,
-    log_obs: Tensor,
-    initial: Tensor,
-    transition: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
-    first_transition: Tensor,
-) -> tuple[Tensor | None, ...]:
-    (g,) = grads
-    g = g.to(log_obs.dtype)
-    where = starts, lengths, first_transition
-    _, posteriors, first, second = _posteriors(log_obs, initial, transition, *where, g, False)
-    gradients: list[Tensor | None] = [None] * 6
-    if needs[0]:
-        gradients[0] = _times(posteriors, g[_owner(starts, log_obs.shape[0])])
-    if needs[1]:
-        each = _times(first, g)
-        shared = initial.ndim == 1
-        gradients[1] = each.sum(0, dtype=torch.float64).to(each.dtype) if shared else each
-    if needs[2]:
-        if transition.ndim == 2:
-            gradients[2] = second.to(transition.dtype)
-        else:
-            owner = _owner(first_transition, transition.shape[0])
-            gradients[2] = _times(second, g[owner])
-    return tuple(gradients)
-
-
-# --- the ops -------------------------------------------------------------------------------------
-
-_SEQUENCES = (
-    "Tensor log_obs, Tensor initial, Tensor transition, Tensor starts, Tensor lengths, "
-    "Tensor first_transition"
-)
-
-
-def _op(name: str, more: str, returns: str, on_cpu: Any, fake: Any, **rest: Any) -> _registry.Op:
-    return _registry.Op(
-        "hmm",
-        f"{name}({_SEQUENCES}{more}) -> {returns}",
-        cpu=inside(name, on_cpu),
-        reference=inside(name, getattr(reference, name)),
-        triton=inside(name, _triton(name)),
-        fake=fake,
-        **rest,
-    )
-
-
-def _per_sequence(log_obs: Tensor, starts: Tensor) -> Tensor:
-    return log_obs.new_empty((starts.shape[0],), dtype=torch.float64)
-
-
-def _fake_posteriors(
-    log_obs: Tensor,
-    initial: Tensor,
-    transition: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
-    first: Tensor,
-    weight: Tensor | None,
-    pairwise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (n, k), batch, new = log_obs.shape, starts.shape[0], log_obs.new_empty
-    if transition.ndim == 3:
-        second = new((transition.shape[0], k, k))
-    elif pairwise:
-        second = new((max(n - batch, 0), k, k))
-    else:
-        second = new((k, k), dtype=torch.float64)
-    return _per_sequence(log_obs, starts), new((n, k)), new((batch, k)), second
-
-
-_log_likelihood = _op(
-    "hmm_log_likelihood",
-    "",
-    "Tensor",
-    cpu.log_likelihood,
-    lambda x, pi, a, starts, lengths, first: x.new_empty((starts.shape[0],)),
-    backward=_log_likelihood_backward,
-)
-_posteriors = _op(
-    "hmm_forward_backward",
-    ", Tensor? weight, bool pairwise",
-    "(Tensor, Tensor, Tensor, Tensor)",
-    cpu.posteriors,
-    _fake_posteriors,
-)
-_forward = _op(
-    "hmm_filter",
-    "",
-    "(Tensor, Tensor)",
-    cpu.forward,
-    lambda x, pi, a, starts, lengths, first: (_per_sequence(x, starts), x.new_empty(x.shape)),
-)
-_best_path = _op(
-    "hmm_viterbi",
-    "",
-    "(Tensor, Tensor)",
-    cpu.best_path,
-    lambda x, pi, a, starts, lengths, first: (
-        x.new_empty((x.shape[0],), dtype=torch.int64),
-        _per_sequence(x, starts),
-    ),
-)
-_draw_paths = _op(
-    "hmm_sample_paths",
-    ", int seed, int n",
-    "Tensor",
-    cpu.draw_paths,
-    lambda x, pi, a, starts, lengths, first, seed, n: x.new_empty(
-        (n, x.shape[0]), dtype=torch.int64
-    ),
-)
 
 
 def hmm_log_likelihood(
@@ -249,7 +104,7 @@ def hmm_log_likelihood(
         >>> y.detach().exp(), log_obs.grad[0].sum(1)
         (tensor([0.1985]), tensor([1., 1.]))
     """
-    return _log_likelihood(
+    return inner.log_likelihood(
         *arguments("hmm_log_likelihood", log_obs, initial, transition, lengths, offsets)
     )
 
@@ -300,8 +155,8 @@ def hmm_forward_backward(
     """
     op = "hmm_forward_backward"
     shape = log_obs.shape if isinstance(log_obs, Tensor) else ()
-    inner = arguments(op, log_obs, initial, transition, lengths, offsets)
-    x, pi, a, starts, counts, first_step = inner
+    given = arguments(op, log_obs, initial, transition, lengths, offsets)
+    x, pi, a, starts, counts, first_step = given
     k = x.shape[1]
     if weight is not None:
         (weight,) = checks.widen(op, ("weight", weight))
@@ -312,23 +167,22 @@ def hmm_forward_backward(
             steps = shape[0] * max(shape[1] - 1, 0)
         else:
             steps = max(x.shape[0] - 1, 0) if offsets is None else _steps(x, counts)
-            counted = (counts - 1).clamp(min=0)
-            first_step = counted.cumsum(0) - counted
+            first_step = first_steps(counts)
         a = a.expand(steps, k, k)
     where = starts, counts, first_step
-    total, posteriors, first, second = _posteriors(x, pi, a, *where, weight, pairwise)
+    total, posteriors, first, second = inner.posteriors(x, pi, a, *where, weight, pairwise, True)
 
     # Of each sequence: posteriors of its first frame, unless it has none or is not weighted.
-    first = _probability(first if weight is None else _times(first, weight), pi)
-    begun = first.sum(0, dtype=torch.float64)
+    begun = _probability(first if weight is None else inner.times(first, weight), pi)
+    begun = begun.sum(0, dtype=torch.float64)
     pairs = _probability(second, a)
     if a.ndim == 2:
         return HMMPosteriors(total, posteriors.reshape(shape), begun, pairs, None)
     if weight is None:
         transitions = pairs.sum(0, dtype=torch.float64)
     else:
-        each = weight[_owner(first_step, a.shape[0])]
-        transitions = _times(pairs.double(), each).sum(0)
+        each = weight[inner.owner(first_step, a.shape[0])]
+        transitions = inner.times(pairs.double(), each).sum(0)
     if not pairwise:
         step_by_step = None
     elif len(shape) == 3:
@@ -340,8 +194,27 @@ def hmm_forward_backward(
 
 def _probability(derivative: Tensor, probability: Tensor) -> Tensor:
     """Their product; 0 where one is, though the other may be infinite or, where unused, NaN."""
+    if derivative.is_cpu and is_plain():
+        product = derivative * probability
+        if math.isfinite(product.sum()):  # nothing was infinite or NaN
+            return product
     bounded = derivative.clamp(max=torch.finfo(derivative.dtype).max)
     return bounded.mul_(probability).masked_fill_((probability == 0) | (derivative == 0), 0.0)
+
+
+def state_posteriors(
+    log_obs: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The first two results of `hmm_forward_backward`, without the sums, for models' queries."""
+    given = arguments("hmm_forward_backward", log_obs, initial, transition, lengths, offsets)
+    checks.no_gradient("hmm_forward_backward", *given[:3], instead="hmm_log_likelihood")
+    total, posteriors, _, _ = inner.posteriors(*given, None, False, False)
+    return total, posteriors.view(log_obs.shape)
 
 
 def _steps(log_obs: Tensor, lengths: Tensor) -> int:
@@ -392,8 +265,8 @@ def hmm_filter(
     """
     op = "hmm_filter"
     shape = log_obs.shape if isinstance(log_obs, Tensor) else ()
-    inner = arguments(op, log_obs, initial, transition, lengths, offsets)
-    x, pi, a, starts, counts, first_step = inner
+    given = arguments(op, log_obs, initial, transition, lengths, offsets)
+    x, pi, a, starts, counts, first_step = given
     batch, k = starts.shape[0], x.shape[1]
     if state is not None:
         (state,) = checks.widen(op, ("state", state))
@@ -413,7 +286,7 @@ def hmm_filter(
             "sequence out until it has frames, or pass state."
         )
     checks.no_gradient(op, x, pi, a, state, instead="hmm_log_likelihood")
-    total, filtered = _forward(x, pi, a, starts, counts, first_step)
+    total, filtered = inner.filtered(x, pi, a, starts, counts, first_step)
     if lengths is None and offsets is None and x.shape[0]:
         last = filtered.reshape(batch, -1, k)[:, -1].clone()
         return HMMFiltered(filtered.reshape(shape), total, last)
@@ -471,9 +344,9 @@ def hmm_viterbi(
     """
     op = "hmm_viterbi"
     shape = log_obs.shape if isinstance(log_obs, Tensor) else ()
-    inner = arguments(op, log_obs, initial, transition, lengths, offsets)
-    checks.no_gradient(op, *inner[:3], instead="hmm_log_likelihood")
-    states, log_prob = _best_path(*inner)
+    given = arguments(op, log_obs, initial, transition, lengths, offsets)
+    checks.no_gradient(op, *given[:3], instead="hmm_log_likelihood")
+    states, log_prob = inner.best_path(*given)
     return HMMPath(states.reshape(shape[:-1]), log_prob)
 
 
@@ -527,7 +400,7 @@ def hmm_sample_paths(
         ) from None
     if not 1 <= n <= 1 << 32:
         raise ValueError(f"evidens.{op}: n must be in 1 .. 2^32, got {n}; leave out an empty draw")
-    inner = arguments(op, log_obs, initial, transition, lengths, offsets)
-    checks.no_gradient(op, *inner[:3], instead="hmm_log_likelihood")
+    given = arguments(op, log_obs, initial, transition, lengths, offsets)
+    checks.no_gradient(op, *given[:3], instead="hmm_log_likelihood")
     signed = ((seed + (1 << 63)) & 0xFFFFFFFFFFFFFFFF) - (1 << 63)
-    return _draw_paths(*inner, signed, n).reshape(n, *shape[:-1])
+    return inner.draw_paths(*given, signed, n).reshape(n, *shape[:-1])
