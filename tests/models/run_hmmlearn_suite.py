@@ -7,7 +7,6 @@ module by what `evidens.ops` gives; all other names stay hmmlearn's.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,8 +16,8 @@ import hmmlearn._hmmc
 import hmmlearn.base
 import hmmlearn.hmm
 import numpy as np
-import pytest
 import torch
+from suites import Record, run
 
 import evidens.hmm
 from evidens import ops
@@ -108,20 +107,6 @@ KERNELS = (
 )
 
 
-class Record:
-    def __init__(self) -> None:
-        self.outcomes: dict[str, str] = {}
-        self.errors: dict[str, str] = {}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        name = report.nodeid.rpartition("/")[2]
-        if report.when == "call" or report.outcome != "passed":
-            expected = hasattr(report, "wasxfail") and report.skipped
-            self.outcomes[name] = "xfailed" if expected else report.outcome
-        if report.failed:
-            self.errors[name] = str(report.longrepr)
-
-
 if __name__ == "__main__":
     for name in CLASSES:
         setattr(hmmlearn.hmm, name, getattr(evidens.hmm, name))
@@ -129,11 +114,8 @@ if __name__ == "__main__":
     hmmlearn.base.ConvergenceMonitor = evidens.hmm.ConvergenceMonitor
     for function in KERNELS:
         setattr(hmmlearn._hmmc, function.__name__, function)
-    record = Record()
     folder = Path(hmmlearn.__file__).parent / "tests"
     files = [str(folder / f"{name}.py") for name in FILES]
     # Not our settings, under which a test of theirs that passes against expectation would fail.
-    plain = ("-c", os.devnull, "-p", "no:cacheprovider", "-p", "no:warnings")
-    code = pytest.main([*files, "-q", *plain], [record])
-    result = {"code": int(code), "outcomes": record.outcomes, "errors": record.errors}
-    Path(sys.argv[1]).write_text(json.dumps(result))
+    plain = ("-c", os.devnull, "-p", "no:warnings")
+    run([*files, *plain], Record("/"), sys.argv[1])

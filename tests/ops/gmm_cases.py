@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 import torch
+from ops.comparison import assert_within
 from torch import Tensor
 
 import evidens
@@ -214,24 +215,6 @@ def bounds(op: str, case: Mixture, *more) -> tuple[Tensor, ...]:
 
 def as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str = "") -> None:
-    """Equal where not finite, within the bound elsewhere."""
-    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
-    actual, finite = actual.double(), expected.isfinite()
-    same = torch.where(
-        finite,
-        (actual - expected).abs() <= bound,
-        (actual == expected) | (actual.isnan() & expected.isnan()),
-    )
-    if not same.all():
-        at = tuple((~same).nonzero()[0].tolist())
-        raise AssertionError(
-            f"{what}: {int((~same).sum())} of {same.numel()} differ, first at {at}: "
-            f"{actual[at].item()!r}, expected {expected[at].item()!r} "
-            f"within {bound.expand_as(expected)[at].item():.3g}"
-        )
 
 
 def check(op: str, case: Mixture, *more, given: Mixture | None = None) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ import itertools
 import math
 
 import torch
+from ops.comparison import assert_within
 from torch import Tensor
 
 import evidens
@@ -286,25 +287,40 @@ def path_bound(case: Case) -> float:
     return LAMBDA * math.sqrt(2 * max(case.log_obs.shape[1], 1)) * eps * size + sums
 
 
+# --- calls ----------------------------------------------------------------------------------------
+
+
+def call(op: str, *args, **kwargs):
+    """A public op; draws get a seed."""
+    if op == "hmm_sample_paths":
+        kwargs.setdefault("seed", 0)
+    return getattr(evidens.ops, op)(*args, **kwargs)
+
+
+def leaves(case: Case) -> list[Tensor]:
+    return [t.detach().clone().requires_grad_() for t in case.tensors]
+
+
+def formula(case: Case):
+    """The reference as a function of the padded tensors."""
+    _batch, _time, k = case.log_obs.shape
+    where = case.inner()[3:]
+
+    def function(log_obs, initial, transition):
+        if transition.ndim == 4:
+            transition = transition.reshape(-1, k, k)
+        return reference.hmm_log_likelihood(log_obs.reshape(-1, k), initial, transition, *where)
+
+    return function
+
+
+def public(case: Case):
+    """The public op as a function of the padded tensors."""
+    kwargs = case.padded()[1]
+    return lambda *tensors: evidens.ops.hmm_log_likelihood(*tensors, **kwargs)
+
+
 # --- comparison -----------------------------------------------------------------------------------
-
-
-def assert_within(actual: Tensor, expected: Tensor, bound: Tensor | float, what: str = "") -> None:
-    """Equal where not finite, within the bound elsewhere."""
-    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
-    actual, expected, finite = actual.double(), expected.double(), expected.isfinite()
-    bound = torch.as_tensor(bound, dtype=torch.float64).expand_as(expected)
-    same = torch.where(
-        finite,
-        (actual - expected).abs() <= bound,
-        (actual == expected) | (actual.isnan() & expected.isnan()),
-    )
-    if not same.all():
-        at = tuple((~same).nonzero()[0].tolist())
-        raise AssertionError(
-            f"{what}: {int((~same).sum())} of {same.numel()} differ, first at {at}: "
-            f"{actual[at].item()!r}, expected {expected[at].item()!r} within {bound[at].item():.3g}"
-        )
 
 
 def unpack(case: Case, packed: Tensor, fill: float) -> Tensor:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from ops.hmm_cases import DTYPES, hmm
+from ops.programs import TESTS, run
 
 import evidens
 from evidens import ops
-
-TESTS = Path(__file__).parents[1]
-
-
-def run(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def everything(case) -> list[torch.Tensor]:

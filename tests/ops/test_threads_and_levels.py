@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 from ops.gmm_cases import DTYPES, OPS, TYPES, as_tuple, check, mixture
+from ops.programs import TESTS, run
 
 import evidens
 from evidens import ops
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(params=TYPES)
@@ -35,18 +33,6 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-def run(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def results(case):

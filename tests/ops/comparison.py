@@ -1,0 +1,24 @@
+"""What tests of ops hold results against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def assert_within(actual: Tensor, expected: Tensor, bound: Tensor | float, what: str = "") -> None:
+    """Equal where not finite, within the bound elsewhere."""
+    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
+    actual, expected, finite = actual.double(), expected.double(), expected.isfinite()
+    bound = torch.as_tensor(bound, dtype=torch.float64).expand_as(expected)
+    same = torch.where(
+        finite,
+        (actual - expected).abs() <= bound,
+        (actual == expected) | (actual.isnan() & expected.isnan()),
+    )
+    if not same.all():
+        at = tuple((~same).nonzero()[0].tolist())
+        raise AssertionError(
+            f"{what}: {int((~same).sum())} of {same.numel()} differ, first at {at}: "
+            f"{actual[at].item()!r}, expected {expected[at].item()!r} within {bound[at].item():.3g}"
+        )
