@@ -2,18 +2,23 @@
 #pragma once
 #include <stdint.h>
 
+#include "coupling.h"
 #include "gmm.h"
 #include "hmm.h"
 #include "philox_params.h"
+#include "spline.h"
 
 namespace evidens {
 
-enum VectorFunction : int32_t { kExp, kLog, kLog1p, kTanh, kSoftplus, kExpNonpositive };
+enum VectorFunction : int32_t { kExp, kLog, kLog1p, kTanh, kSoftplus, kExpNonpositive, kAtan };
 
 struct Kernels {
   const char *isa;
   const GmmKernel *gmm;  // [float, double]
   const HmmKernel *hmm;
+  const CouplingKernel *coupling;
+  const ActNormKernel *actnorm;
+  const SplineKernel *spline;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

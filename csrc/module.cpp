@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -224,6 +225,108 @@ void hmm(int task, bool is_double, int64_t rows, int64_t sequences, int64_t stat
   if (plan.unit_bytes > 0) kernel.finish(p, plan, units.get());
 }
 
+// The first position of (count,) indices that lies outside [0, bound) or repeats another; -1: none.
+int64_t first_bad_index(uintptr_t indices, int64_t count, int64_t bound) {
+  std::vector<bool> seen(size_t(std::max<int64_t>(bound, 0)));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t index = at<int64_t>(indices)[i];
+    if (index < 0 || index >= bound || seen[size_t(index)]) return i;
+    seen[size_t(index)] = true;
+  }
+  return -1;
+}
+
+// A group is (values, row stride, feature stride, gradient, row stride, feature stride, count).
+using Group = std::array<int64_t, 7>;
+SplineGroup group(const Group &g) { return {at(uintptr_t(g[0])), g[1], g[2], at(uintptr_t(g[3])), g[4], g[5], g[6]}; }
+
+void spline(bool backward, bool is_double, int64_t rows, int64_t features, int64_t active, uintptr_t index,
+            int64_t bins, int map, bool inverse, bool per_row, bool per_feature, int first_slope, bool last_stored,
+            const std::vector<int32_t> &tails, const std::vector<double> &box, const std::vector<double> &options,
+            const Group &widths, const Group &heights, const Group &derivatives, uintptr_t x, uintptr_t y,
+            uintptr_t logdet, uintptr_t grad_y, uintptr_t grad_logdet, uintptr_t grad_x) {
+  const SplineParams p{rows,       features,      active,          at<int64_t>(index), bins,       map,
+                       inverse,    per_feature,   first_slope,     last_stored,        per_row,    tails.data(),
+                       box.data(), options[0],    options[1],      options[2],         options[3], options[4],
+                       options[5], group(widths), group(heights),  group(derivatives), at(x),      at(y),
+                       at(logdet), at(grad_y),    at(grad_logdet), at(grad_x)};
+  const SplineKernel &kernel = kernels->spline[is_double];
+  const int64_t chunk = std::max<int64_t>(1, 1024 / std::max<int64_t>(active, 1));
+  const int64_t blocks = (rows + chunk - 1) / chunk;
+  const int64_t workers = workers_for(double(rows) * double(active) * double(bins) * 8, blocks);
+  const int64_t bytes = (kernel.scratch_bytes(std::min(chunk, rows), p) + 63) / 64 * 64;
+  const Buffer scratch = allocate(workers * bytes);
+  const auto run = backward ? kernel.backward : kernel.forward;
+  run_blocks(pool, blocks, workers, [&](int64_t i, int64_t worker) {
+    run(i * chunk, std::min(rows, (i + 1) * chunk), p, static_cast<char *>(scratch.get()) + worker * bytes);
+  });
+}
+
+// 0, or the place (from 1) in `active` of an index that is out of range or repeats another.
+int64_t coupling(bool backward, bool is_double, int64_t rows, int64_t features, int64_t active_features, int64_t places,
+                 int map, bool inverse, double clamp, uintptr_t active, uintptr_t x, int64_t x_row, uintptr_t scale,
+                 int64_t scale_row, int64_t scale_channel, uintptr_t shift, int64_t shift_row, int64_t shift_channel,
+                 uintptr_t y, uintptr_t logdet, uintptr_t grad_y, int64_t grad_y_row, uintptr_t grad_logdet,
+                 int64_t grad_logdet_row, uintptr_t grad_x, uintptr_t grad_scale, uintptr_t grad_shift) {
+  const CouplingParams p{rows,
+                         features,
+                         active_features,
+                         places,
+                         map,
+                         inverse,
+                         clamp,
+                         at<int64_t>(active),
+                         at(x),
+                         x_row,
+                         at(scale),
+                         scale_row,
+                         scale_channel,
+                         at(shift),
+                         shift_row,
+                         shift_channel,
+                         at(y),
+                         at(logdet),
+                         at(grad_y),
+                         grad_y_row,
+                         at(grad_logdet),
+                         grad_logdet_row,
+                         at(grad_x),
+                         at(grad_scale),
+                         at(grad_shift)};
+  const CouplingKernel &kernel = kernels->coupling[is_double];
+  CouplingPlan plan;
+  kernel.plan(p, plan);
+  const Buffer shared = allocate(plan.shared_bytes);
+  const int64_t bad = kernel.prepare(p, plan, shared.get());
+  if (bad != 0 || rows == 0) return bad;
+  const double work = double(rows) * double(places) * (double(features) + 16 * double(active_features));
+  const int64_t workers = workers_for(work, plan.units);
+  const Buffer scratch = allocate(workers * plan.worker_bytes);
+  const auto run = backward ? kernel.backward : kernel.forward;
+  run_blocks(pool, plan.units, workers, [&](int64_t unit, int64_t worker) {
+    run(unit, p, plan, shared.get(), static_cast<char *>(scratch.get()) + worker * plan.worker_bytes);
+  });
+  if (!backward) kernel.finish(p, plan, shared.get());
+  return 0;
+}
+
+void actnorm(bool backward, bool is_double, int64_t rows, int64_t channels, int64_t places, bool inverse, uintptr_t x,
+             int64_t x_row, uintptr_t log_scale, uintptr_t shift, uintptr_t y, uintptr_t logdet, uintptr_t grad_y,
+             int64_t grad_y_row, uintptr_t grad_x, uintptr_t grad_log_scale, uintptr_t grad_shift) {
+  const ActNormParams p{rows,          channels,           places,        inverse,    at(x),      x_row,
+                        at(log_scale), at(shift),          at(y),         at(logdet), at(grad_y), grad_y_row,
+                        at(grad_x),    at(grad_log_scale), at(grad_shift)};
+  const ActNormKernel &kernel = kernels->actnorm[is_double];
+  ActNormPlan plan;
+  kernel.plan(p, plan);
+  const Buffer shared = allocate(plan.shared_bytes);
+  kernel.prepare(p, plan, shared.get());
+  const int64_t workers = workers_for(double(rows) * double(channels) * double(places) * 4, plan.units);
+  const auto run = backward ? kernel.backward : kernel.forward;
+  run_blocks(pool, plan.units, workers, [&](int64_t unit, int64_t) { run(unit, p, plan, shared.get()); });
+  if (backward) kernel.finish(p, plan, shared.get());
+}
+
 void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t rows, int64_t columns, bool is_double,
                     uintptr_t out) {
   const PhiloxParams p{seed, step, row_offset, rows, columns, is_double, at(out)};
@@ -263,6 +366,22 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("initial_stride"), py::arg("transition"), py::arg("first_transition"), py::arg("second_row"),
         py::arg("weight"), py::arg("log_likelihood"), py::arg("posteriors"), py::arg("first"), py::arg("second"),
         py::arg("paths"), py::arg("draws"), py::arg("seed"));
+  m.def("first_bad_index", &first_bad_index, py::arg("indices"), py::arg("count"), py::arg("bound"));
+  m.def("spline", &spline, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"), py::arg("features"),
+        py::arg("active"), py::arg("index"), py::arg("bins"), py::arg("map"), py::arg("inverse"), py::arg("per_row"),
+        py::arg("per_feature"), py::arg("first_slope"), py::arg("last_stored"), py::arg("tails"), py::arg("box"),
+        py::arg("options"), py::arg("widths"), py::arg("heights"), py::arg("derivatives"), py::arg("x"), py::arg("y"),
+        py::arg("logdet"), py::arg("grad_y"), py::arg("grad_logdet"), py::arg("grad_x"));
+  m.def("coupling", &coupling, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"), py::arg("features"),
+        py::arg("active_features"), py::arg("places"), py::arg("map"), py::arg("inverse"), py::arg("clamp"),
+        py::arg("active"), py::arg("x"), py::arg("x_row"), py::arg("scale"), py::arg("scale_row"),
+        py::arg("scale_channel"), py::arg("shift"), py::arg("shift_row"), py::arg("shift_channel"), py::arg("y"),
+        py::arg("logdet"), py::arg("grad_y"), py::arg("grad_y_row"), py::arg("grad_logdet"), py::arg("grad_logdet_row"),
+        py::arg("grad_x"), py::arg("grad_scale"), py::arg("grad_shift"));
+  m.def("actnorm", &actnorm, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"), py::arg("channels"),
+        py::arg("places"), py::arg("inverse"), py::arg("x"), py::arg("x_row"), py::arg("log_scale"), py::arg("shift"),
+        py::arg("y"), py::arg("logdet"), py::arg("grad_y"), py::arg("grad_y_row"), py::arg("grad_x"),
+        py::arg("grad_log_scale"), py::arg("grad_shift"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

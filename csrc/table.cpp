@@ -6,6 +6,9 @@ namespace EVIDENS_NAMESPACE {
 
 extern const evidens::GmmKernel gmm[2];
 extern const evidens::HmmKernel hmm[2];
+extern const evidens::CouplingKernel coupling[2];
+extern const evidens::ActNormKernel actnorm[2];
+extern const evidens::SplineKernel spline[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -17,6 +20,7 @@ template <class T> Vec<T> apply(int32_t function, Vec<T> x) {
     case evidens::kLog1p: return log1p<T>(x);
     case evidens::kTanh: return tanh<T>(x);
     case evidens::kSoftplus: return softplus<T>(x);
+    case evidens::kAtan: return atan<T>(x);
     default: return exp_nonpositive<T>(x);
   }
 }
@@ -39,6 +43,7 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING_(a) #a
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
-constexpr evidens::Kernels kernels = {EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, philox_uniform, vector_math};
+constexpr evidens::Kernels kernels = {
+    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, philox_uniform, vector_math};
 
 }  // namespace EVIDENS_NAMESPACE

@@ -95,5 +95,85 @@ EVIDENS_INLINE void scatter_rows(int64_t columns, const T *in, int64_t stride, i
   }
 }
 
+// --- a few values of each lane ---------------------------------------------------------------------
+// Records of any length, one for each lane: H values of each of width / H records fill a vector.
+
+template <class T, int N> struct PartOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+  typedef T loose __attribute__((vector_size(N * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+template <class T, int N, int... I>
+EVIDENS_INLINE auto join_(typename PartOf<T, N>::type a, typename PartOf<T, N>::type b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, I...);
+}
+template <class T, int N, int From, int... I>
+EVIDENS_INLINE auto take_(typename PartOf<T, N>::type v, Indices<I...>) {
+  return __builtin_shufflevector(v, v, (From + I)...);
+}
+template <class T, int H, int N = width<T>>
+EVIDENS_INLINE typename PartOf<T, N>::type load_parts(const T *const *lanes, int64_t c) {
+  if constexpr (N == H) {
+    return *reinterpret_cast<const typename PartOf<T, N>::loose *>(lanes[0] + c);
+  } else {
+    return join_<T, N / 2>(load_parts<T, H, N / 2>(lanes, c), load_parts<T, H, N / 2>(lanes + N / 2, c),
+                           typename MakeIndices<N>::type());
+  }
+}
+template <class T, int H, int N = width<T>>
+EVIDENS_INLINE void store_parts(T *const *lanes, int64_t c, typename PartOf<T, N>::type v) {
+  if constexpr (N == H) {
+    *reinterpret_cast<typename PartOf<T, N>::loose *>(lanes[0] + c) = v;
+  } else {
+    store_parts<T, H, N / 2>(lanes, c, take_<T, N, 0>(v, typename MakeIndices<N / 2>::type()));
+    store_parts<T, H, N / 2>(lanes + N / 2, c, take_<T, N, N / 2>(v, typename MakeIndices<N / 2>::type()));
+  }
+}
+template <class T, int H> EVIDENS_INLINE void gather_part(const T *const *lanes, int64_t c, T *out) {
+  Vec<T> v[H];
+#pragma GCC unroll 16
+  for (int i = 0; i < H; ++i) v[i] = load_parts<T, H>(lanes + i, c);
+  transpose<T, H>(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < H; ++i) store(out + (c + i) * width<T>, v[i]);
+}
+template <class T, int H> EVIDENS_INLINE void scatter_part(const T *in, int64_t c, T *const *lanes) {
+  Vec<T> v[H];
+#pragma GCC unroll 16
+  for (int i = 0; i < H; ++i) v[i] = load(in + (c + i) * width<T>);
+  transpose<T, H>(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < H; ++i) store_parts<T, H>(lanes + i, c, v[i]);
+}
+
+// Calls f<H>(c) with the largest H that fits until `count` values are covered; the last call may
+// cover some of them again.
+template <class T, int H = width<T>, class F> EVIDENS_INLINE void in_parts(int64_t count, F &&f, int64_t c = 0) {
+  if constexpr (H > 1) {
+    for (; c + H <= count; c += H) f.template operator()<H>(c);
+    // What is left is less than H, or needs no more than one smaller part that overlaps.
+    if (c < count) {
+      if (count >= H / 2 && count - c <= H / 2 && H > 2) f.template operator()<(H > 2 ? H / 2 : 2)>(count - H / 2);
+      else if (count >= H) f.template operator()<H>(count - H);
+      else in_parts<T, H / 2>(count, f, c);
+    }
+  }
+}
+// out[c][lane] = lanes[lane][c]
+template <class T> static void gather_lanes(int64_t count, const T *const *lanes, T *out) {
+  if (count == 1) {
+    for (int l = 0; l < width<T>; ++l) out[l] = lanes[l][0];
+    return;
+  }
+  in_parts<T>(count, [&]<int H>(int64_t c) __attribute__((always_inline)) { gather_part<T, H>(lanes, c, out); });
+}
+// lanes[lane][c] = in[c][lane]; equal pointers get the last lane's values.
+template <class T> static void scatter_lanes(int64_t count, const T *in, T *const *lanes) {
+  if (count == 1) {
+    for (int l = 0; l < width<T>; ++l) lanes[l][0] = in[l];
+    return;
+  }
+  in_parts<T>(count, [&]<int H>(int64_t c) __attribute__((always_inline)) { scatter_part<T, H>(in, c, lanes); });
+}
+
 }  // namespace
 }  // namespace EVIDENS_NAMESPACE

@@ -21,6 +21,10 @@ SIZES = ((1, 1), (17, 5), (128, 64))
 OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
 # States of a hidden Markov model whose matrices are shared, and whose matrices vary.
 SHARED_STATES, VARYING_STATES = (1, 70), (1, 17)
+# Features and bins of splines: one of each, and more than a tile of them.
+SPLINES = ((1, 1), (40, 64))
+# Shapes of an x that is coupled: nothing but arguments of 1, one block of a row, and images.
+COUPLINGS = ((1, 1), (37, 17), (3, 5, 1024))
 # States for which a block of sequences times the matrix is one product: held, and streamed.
 PRODUCT_STATES = (17, 96)
 SHARED_MEMORY = 227 * 1024  # of a thread block on sm_90
@@ -70,6 +74,19 @@ def test_hmm_blocks_of_sequences(compiled):
     check(compiled, "hmm product", names)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parameters", ["knots", "nflows", "zuko"])
+def test_spline(compiled, parameters, dtype):
+    names = {"_spline_forward.forward_kernel", "_spline_backward.backward_kernel"}
+    check(compiled, f"spline {parameters} {dtype}", names)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_coupling(compiled, dtype):
+    names = {"affine_kernel", "actnorm_kernel", "actnorm_sums_kernel"}
+    check(compiled, f"coupling {dtype}", {f"_coupling_maps.{name}" for name in names})
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -90,13 +107,14 @@ def main() -> None:
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
-    gmm, hmm, hmm_plan, philox = (
+    coupling, gmm, hmm, hmm_plan, philox, spline = (
         importlib.import_module(f"evidens.kernels.{name}")
-        for name in ("gmm", "hmm", "_hmm_plan", "philox")
+        for name in ("coupling", "gmm", "hmm", "_hmm_plan", "philox", "spline")
     )
     types = {
         torch.float32: "*fp32",
         torch.float64: "*fp64",
+        torch.int8: "*i8",
         torch.int32: "*i32",
         torch.int64: "*i64",
     }
@@ -187,6 +205,53 @@ def main() -> None:
     for k in PRODUCT_STATES:
         hmm.hmm_log_likelihood(*sequences(k, torch.float32))
         hmm.hmm_forward_backward(*sequences(k, torch.float32), None, False)
+
+    def layers(kind, tails, d, bins, dtype, inverse):
+        """A layer on some of the features, forward and backward."""
+        knots, listed = bins + (kind == "knots"), len(tails) > 1
+        count = bins + 1 if kind == "knots" or listed else max(bins - 1, 1)
+        x, params = (
+            torch.ones(37, d + 1, dtype=dtype),
+            torch.ones(37, d, 2 * knots + count).to(dtype),
+        )
+        rest = (bins, kind, tails, [-1.0, 1.0] * 2 * len(tails), [1e-3] * 6, inverse)
+        spline.spline_coupling(x, params, torch.arange(d), *rest)
+        spline.spline_coupling_backward(x, params, torch.arange(d), x, x[:, 0], *rest)
+
+    for name in DTYPES:
+        dtype = getattr(torch, name)
+        for kind in ("knots", "nflows", "zuko"):
+            case = f"spline {kind} {name}"
+            for inverse in (False, True):
+                layers(kind, [1], 7, 8, dtype, inverse)
+            layers(kind, [0, 1, 2], 2, 5, dtype, False)
+    case = "spline nflows float32"
+    for d, bins in SPLINES:
+        layers("nflows", [1], d, bins, torch.float32, True)
+    x, w = torch.ones(37, 7), torch.ones(37, 7, 8)
+    rest = ("nflows", [2], [-1.0, 1.0] * 2, [1e-3] * 6, False)
+    spline.rational_quadratic_spline(x, w, w, w, *rest)
+    for y, logdet in ((x, x), (None, x), (x, None)):
+        spline.rational_quadratic_spline_backward(x, w, w, w, y, logdet, *rest)
+    params = torch.cat((w, w, w), 2)
+    spline.spline_coupling(x, params, None, 8, *rest)
+    spline.spline_coupling_backward(x, params, None, x, None, 8, *rest)
+    for name in DTYPES:
+        case, dtype = f"coupling {name}", getattr(torch, name)
+        for shape in COUPLINGS:
+            x = torch.ones(shape, dtype=dtype)
+            log_scale, index = torch.ones(shape[1], dtype=dtype), torch.arange(shape[1])
+            for inverse in (False, True):
+                for scale_map in range(7):
+                    rest = (scale_map, 0.5, inverse)
+                    for given in ((x, x, None), (x, x, index), (None, x, None), (x, None, index)):
+                        coupling.affine_coupling(x, *given, *rest)
+                        coupling.affine_coupling_backward(x, *given, x, x[:, 0], *rest, *[True] * 3)
+                    coupling.affine_coupling_backward(
+                        x, x, x, None, None, None, *rest, False, True, False
+                    )
+                coupling.actnorm(x, log_scale, log_scale, inverse)
+                coupling.actnorm_backward(x, log_scale, log_scale, x, inverse, True)
     for record in done.values():
         print(json.dumps(record))
 

@@ -1,4 +1,4 @@
-"""exp, log, log1p, tanh and softplus of the vector layer: error in units in the last place."""
+"""The functions of the vector layer: error in units in the last place."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import evidens
 from evidens._native import library
 
-FUNCTIONS = ("exp", "log", "log1p", "tanh", "softplus")
-CODES = (*FUNCTIONS, "exp_nonpositive")  # VectorFunction of csrc/kernels.h
+FUNCTIONS = ("exp", "log", "log1p", "tanh", "softplus", "atan")
+# VectorFunction of csrc/kernels.h
+CODES = ("exp", "log", "log1p", "tanh", "softplus", "exp_nonpositive", "atan")
 DTYPES = (np.float32, np.float64)
 # In ULP: the worst of about 8e7 float32 and 4e7 float64 values on every level of x86-64
 # (docs/design.md has the table),
@@ -30,6 +31,8 @@ BOUNDS = {
     ("tanh", np.float64): 3.0,
     ("softplus", np.float32): 2.0,
     ("softplus", np.float64): 2.0,
+    ("atan", np.float32): 2.0,
+    ("atan", np.float64): 2.0,
 }
 # Where accuracy is hardest: 0 and 1, the ends of the reduced ranges, the ends of the results.
 INTERVALS = (
@@ -58,7 +61,9 @@ def exact(function: str, x: np.ndarray) -> np.ndarray:
     wide = np.float64 if x.dtype == np.float32 else np.longdouble
     with np.errstate(all="ignore"):
         x = x.astype(wide)
-        return np.logaddexp(wide(0), x) if function == "softplus" else getattr(np, function)(x)
+        if function == "softplus":
+            return np.logaddexp(wide(0), x)
+        return getattr(np, {"atan": "arctan"}.get(function, function))(x)
 
 
 def samples(dtype: type, count: int) -> np.ndarray:
@@ -135,6 +140,7 @@ def test_exact_values(dtype):
         "log1p": ([0.0, -0.0, -1.0, -1.5, -inf, inf, nan], [0, -0.0, -inf, nan, nan, inf, nan]),
         "tanh": ([0.0, -0.0, 50.0, -inf, inf, nan], [0, -0.0, 1, -1, 1, nan]),
         "softplus": ([-inf, inf, nan], [0, inf, nan]),
+        "atan": ([0.0, -0.0, inf, -inf, nan], [0, -0.0, np.pi / 2, -np.pi / 2, nan]),
     }
     for function, (x, y) in table.items():
         got = call(function, np.array(x, dtype))

@@ -1,5 +1,6 @@
 """Public ops: differentiable, ``torch.compile``-clean, on every device; see `evidens.info`."""
 
+from evidens.ops.coupling import actnorm, affine_coupling, invertible_linear
 from evidens.ops.gmm import (
     gmm_component_log_prob,
     gmm_input_gradient,
@@ -18,8 +19,11 @@ from evidens.ops.hmm import (
     hmm_viterbi,
 )
 from evidens.ops.philox import philox_uniform
+from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
+    "actnorm",
+    "affine_coupling",
     "gmm_component_log_prob",
     "gmm_input_gradient",
     "gmm_log_prob",
@@ -30,5 +34,8 @@ __all__ = [
     "hmm_log_likelihood",
     "hmm_sample_paths",
     "hmm_viterbi",
+    "invertible_linear",
     "philox_uniform",
+    "rational_quadratic_spline",
+    "spline_coupling",
 ]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from evidens._native import library
+
 # Name of the argument, its value, its shape in the project's letters.
 Argument = tuple[str, Tensor, str]
 
@@ -63,3 +65,30 @@ def no_gradient(op: str, *tensors: Tensor | None, instead: str) -> None:
             f"evidens.{op} offers no gradient, but an argument requires one. "
             f"Call it under torch.no_grad(), detach the argument, or use {instead}."
         )
+
+
+def indices(op: str, active: Tensor, features: int) -> Tensor:
+    """``active``, contiguous, on the CPU: distinct features of ``x``."""
+    active = active.contiguous()
+    bad = library.first_bad_index(active.data_ptr(), active.shape[0], features)
+    if bad >= 0:
+        raise ValueError(
+            f"evidens.{op}: active must hold distinct features in 0 .. D-1 = {features - 1}, "
+            f"got active[{bad}] = {int(active[bad])}"
+        )
+    return active
+
+
+def index_count(op: str, active: Tensor, x: Tensor) -> int:
+    """How many features ``active`` names; what it names is looked at where it is used."""
+    if not isinstance(active, Tensor):
+        raise TypeError(
+            f"evidens.{op}: active must be an int64 tensor (A,) or None, "
+            f"got {type(active).__name__}. Convert with torch.as_tensor(active)."
+        )
+    if active.ndim != 1 or active.dtype is not torch.int64 or active.device != x.device:
+        raise ValueError(
+            f"evidens.{op}: active must be an int64 tensor of shape (A,) on {x.device}, got "
+            f"{active.dtype} {tuple(active.shape)} on {active.device}"
+        )
+    return active.shape[0]

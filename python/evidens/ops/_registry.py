@@ -107,7 +107,8 @@ class Op:
         reference: the formula; same arguments.
         fake: shapes and dtypes of the results for tracing; same arguments.
         backward: ``backward(needs, grads, *args)`` gives the gradient of every argument (None
-            where ``needs`` is false); None where the op offers no gradient.
+            where ``needs`` is false) from those of the results (None for a result that was not
+            used, where there are several); None where the op offers no gradient.
         triton: the stem has a Triton kernel of the same name in ``evidens.kernels.<stem>``.
         rows: positions of the arguments whose first axis is the row axis, when the op treats rows
             independently: vmap over these folds the batch into the rows.
@@ -234,6 +235,7 @@ class Op:
     def _vmap(self, call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> Any:
         """Fold a batch of rows into the rows; map any other batched argument by a loop."""
         batch = info.batch_size
+        in_dims = tuple(d if type(d) is int else None for d in in_dims)  # lists have lists
         args = tuple(a if d is None else a.movedim(d, 0) for a, d in zip(args, in_dims))
         if self.rows and all(d is None or i in self.rows for i, d in enumerate(in_dims)):
             first = self.rows[0]
@@ -245,6 +247,8 @@ class Op:
                 for i, (a, d) in enumerate(zip(args, in_dims))
             )
             result = call(*args)
+            if isinstance(result, tuple):
+                return tuple(r.reshape(batch, n, *r.shape[1:]) for r in result), (0,) * len(result)
             return result.reshape(batch, n, *result.shape[1:]), 0
         if batch == 0:
             raise ValueError(
@@ -298,6 +302,7 @@ def _make_functions(op: Op) -> tuple[Any, Any]:
     """The autograd.Function of an op, eager and traced: saves its inputs, recomputes the rest."""
     # torch.compile takes in functions, but no `Op`, from around a traced function.
     inner, op_backward, name = op.inner, op.backward, op.name
+    results = len(inner._schema.returns)
 
     def gradient(requested: Any, needs: tuple[bool, ...], grads: Any, args: tuple[Any, ...]) -> Any:
         assert op_backward is not None
@@ -306,8 +311,8 @@ def _make_functions(op: Op) -> tuple[Any, Any]:
 
     class Backward(torch.autograd.Function):
         @staticmethod
-        def forward(requested: Any, needs: Any, grad: Any, *args: Any) -> Any:
-            return gradient(requested, needs, (grad,), args)
+        def forward(requested: Any, needs: Any, *args: Any) -> Any:
+            return gradient(requested, needs, args[:results], args[results:])
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -317,7 +322,7 @@ def _make_functions(op: Op) -> tuple[Any, Any]:
         def vmap(info: Any, in_dims: Any, requested: Any, needs: Any, *args: Any) -> Any:
             results = []
             for b in range(info.batch_size):
-                here = (a if d is None else a.select(d, b) for a, d in zip(args, in_dims[2:]))
+                here = (a.select(d, b) if type(d) is int else a for a, d in zip(args, in_dims[2:]))
                 results.append(Backward.apply(requested, needs, *here))
             stacked = tuple(None if r[0] is None else torch.stack(r) for r in zip(*results))
             return stacked, tuple(None if r is None else 0 for r in stacked)
@@ -341,13 +346,14 @@ def _make_functions(op: Op) -> tuple[Any, Any]:
             ctx.save_for_backward(*inputs[:tensors])
             ctx.rest = inputs[tensors:]
             ctx.backend = None
+            ctx.set_materialize_grads(results == 1)
 
         @staticmethod
-        def backward(ctx: Any, grad: Any) -> Any:
+        def backward(ctx: Any, *grads: Any) -> Any:
             args = (*ctx.saved_tensors, *ctx.rest)
             if torch.is_grad_enabled() and not _is_compiling():
-                return Backward.apply(ctx.backend, ctx.needs_input_grad, grad, *args)
-            return gradient(ctx.backend, ctx.needs_input_grad, (grad,), args)
+                return Backward.apply(ctx.backend, ctx.needs_input_grad, *grads, *args)
+            return gradient(ctx.backend, ctx.needs_input_grad, grads, args)
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -363,6 +369,7 @@ def _make_functions(op: Op) -> tuple[Any, Any]:
             ctx.save_for_backward(*inputs[:tensors])
             ctx.rest = inputs[tensors:]
             ctx.backend = _override.get()
+            ctx.set_materialize_grads(results == 1)
 
     Forward.__name__ = Traced.__name__ = f"{name}_function"
     return Forward, Traced

@@ -1,0 +1,548 @@
+// Affine coupling: y and log-determinant in one pass over x, and the gradient, which recomputes.
+//
+// The active elements of a row, A * S of them, are *dense* in scale and shift.  Where they come in runs
+// in x as well, the kernel works on x and y in place; other patterns (every other feature, any order,
+// fewer than a vector holds) are packed into a buffer, several rows at a time where rows are short.
+#include "coupling.h"
+
+#include "coupling_maps.h"
+#include "kernels.h"
+
+namespace EVIDENS_NAMESPACE {
+namespace {
+
+constexpr int64_t kChunk = 1024;       // elements of a buffer, but for the last chunk of a run: twice that
+constexpr int64_t kUnit = 1 << 15;     // elements of x that a unit aims at
+constexpr int64_t kLongRow = 1 << 17;  // elements from which a row is cut into parts
+constexpr int kBuffers = 8;
+
+enum Kind : int64_t { kRuns, kAlternating, kScattered };
+
+struct Run {
+  int64_t begin;  // in the row of x, in elements
+  int64_t dense;  // in the row of scale and shift; -1: passive, copied
+  int64_t count;  // elements
+};
+
+struct Layout {
+  int64_t kind;      // Kind
+  int64_t runs;      // entries of `run`, for kRuns
+  int64_t elements;  // A * S
+  int64_t first;     // kAlternating: the first active feature
+  Run *run;
+  uint32_t *index;  // kScattered: the element of the row of x of each dense element
+  double *sums;     // (N, parts), where rows are cut
+};
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// --- dense runs ----------------------------------------------------------------------------------
+
+// What one call of a dense function reads and writes; null where there is none.
+template <class T> struct Dense {
+  const T *x, *r, *t;
+  T *y, *l;
+  const T *gy, *gl;  // gl: one per element, where `gl_row` is not for all
+  T gl_row;
+  T *gx, *gr, *gt;
+};
+
+template <class T, class P> EVIDENS_INLINE P *past(P *p, int64_t i) { return p == nullptr ? p : p + i; }
+
+template <class T> EVIDENS_INLINE Dense<T> at(const Dense<T> &d, int64_t i) {
+  return {past<T>(d.x, i),  past<T>(d.r, i), past<T>(d.t, i),  past<T>(d.y, i),  past<T>(d.l, i), past<T>(d.gy, i),
+          past<T>(d.gl, i), d.gl_row,        past<T>(d.gx, i), past<T>(d.gr, i), past<T>(d.gt, i)};
+}
+
+template <class T> EVIDENS_INLINE Vec<T> load_or_zero(const T *p, int64_t i) {
+  return p == nullptr ? Vec<T>{} : load(p + i);
+}
+
+template <class T, int Map, bool Inverse>
+EVIDENS_INLINE Vec<T> forward_step(const Dense<T> &d, int64_t i, const MapConstants<T> &k) {
+  const Vec<T> x = load(d.x + i), t = load_or_zero(d.t, i);
+  const Factor<T> f = factor<T, Map, Inverse, false>(Map == kCouplingAdditive ? Vec<T>{} : load(d.r + i), k);
+  if constexpr (Map == kCouplingAdditive) store(d.y + i, Inverse ? x - t : x + t);
+  else store(d.y + i, Inverse ? (x - t) * f.m : x * f.m + t);
+  if (d.l != nullptr) store(d.l + i, f.l);
+  return f.l;
+}
+
+template <class T, int Map, bool Inverse>
+EVIDENS_INLINE void backward_step(const Dense<T> &d, int64_t i, const MapConstants<T> &k) {
+  const Vec<T> x = load(d.x + i), t = load_or_zero(d.t, i), gy = load_or_zero(d.gy, i);
+  const Vec<T> gl = d.gl == nullptr ? broadcast<T>(d.gl_row) : load(d.gl + i);
+  const Factor<T> f = factor<T, Map, Inverse, true>(Map == kCouplingAdditive ? Vec<T>{} : load(d.r + i), k);
+  const Vec<T> gx = Map == kCouplingAdditive ? gy : gy * f.m;
+  if (d.gx != nullptr) store(d.gx + i, gx);
+  if (d.gt != nullptr) store(d.gt + i, Inverse ? -gx : gy);
+  // x dm before gy: of the size of y, it overflows only where y does.
+  if (d.gr != nullptr) store(d.gr + i, Inverse ? (x - t) * f.dm * gy - gl * f.dl : x * f.dm * gy + gl * f.dl);
+}
+
+// Copies what is narrower than a vector into `lanes`, so that whole vectors can be read.
+template <class T> struct Narrow {
+  T lanes[10][width<T>] = {};
+  Dense<T> dense;
+  template <class P> P *take(int slot, P *from, int64_t n, bool read) {
+    if (from == nullptr) return nullptr;
+    if (read)
+      for (int64_t i = 0; i < n; ++i) lanes[slot][i] = from[i];
+    return lanes[slot];
+  }
+  Narrow(const Dense<T> &d, int64_t n)
+      : dense{take(0, d.x, n, true),   take(1, d.r, n, true),   take(2, d.t, n, true),  take(3, d.y, n, false),
+              take(4, d.l, n, false),  take(5, d.gy, n, true),  take(6, d.gl, n, true), d.gl_row,
+              take(7, d.gx, n, false), take(8, d.gr, n, false), take(9, d.gt, n, false)} {}
+  void give(int slot, T *to, int64_t n) const {
+    if (to == nullptr) return;
+    for (int64_t i = 0; i < n; ++i) to[i] = lanes[slot][i];
+  }
+};
+
+// The sum of log s over n elements.  The last vector overlaps the one before it.
+template <class T, int Map, bool Inverse>
+double dense_forward(int64_t n, const Dense<T> &given, const MapConstants<T> &constants) {
+  constexpr int W = width<T>;
+  const Dense<T> d = given;  // in registers: a store to y might change what a reference names
+  const MapConstants<T> k = constants;
+  Total total;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const Vec<T> l = forward_step<T, Map, Inverse>(d, i, k);
+    if constexpr (Map != kCouplingAdditive) add(total, l);
+  }
+  if (i < n) {
+    const Vec<Int<T>> lane = lane_numbers<T>();
+    if (n >= W) {
+      const Vec<T> l = forward_step<T, Map, Inverse>(d, n - W, k);
+      if constexpr (Map != kCouplingAdditive) add(total, lane >= Int<T>(i - (n - W)) ? l : Vec<T>{});
+    } else {
+      const Narrow<T> narrow(d, n);
+      const Vec<T> l = forward_step<T, Map, Inverse>(narrow.dense, 0, k);
+      narrow.give(3, d.y, n);
+      narrow.give(4, d.l, n);
+      if constexpr (Map != kCouplingAdditive) add(total, lane < Int<T>(n) ? l : Vec<T>{});
+    }
+  }
+  return sum(total);
+}
+
+template <class T, int Map, bool Inverse>
+double dense_backward(int64_t n, const Dense<T> &given, const MapConstants<T> &constants) {
+  constexpr int W = width<T>;
+  const Dense<T> d = given;
+  const MapConstants<T> k = constants;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) backward_step<T, Map, Inverse>(d, i, k);
+  if (i < n && n >= W) {
+    backward_step<T, Map, Inverse>(d, n - W, k);
+  } else if (i < n) {
+    const Narrow<T> narrow(d, n);
+    backward_step<T, Map, Inverse>(narrow.dense, 0, k);
+    narrow.give(7, d.gx, n);
+    narrow.give(8, d.gr, n);
+    narrow.give(9, d.gt, n);
+  }
+  return 0;
+}
+
+template <class T> using DenseFunction = double (*)(int64_t, const Dense<T> &, const MapConstants<T> &);
+template <class T> struct Functions { DenseFunction<T> of[2][2][9]; };  // [backward][inverse][map]
+template <class T, int Map> constexpr void fill(Functions<T> &f) {
+  f.of[0][0][Map] = dense_forward<T, Map, false>;
+  f.of[0][1][Map] = dense_forward<T, Map, true>;
+  f.of[1][0][Map] = dense_backward<T, Map, false>;
+  f.of[1][1][Map] = dense_backward<T, Map, true>;
+  if constexpr (Map > 0) fill<T, Map - 1>(f);
+}
+template <class T> constexpr Functions<T> make_functions() {
+  Functions<T> f{};
+  fill<T, kCouplingAdditive>(f);
+  return f;
+}
+template <class T> constexpr Functions<T> functions = make_functions<T>();
+
+// --- moving elements -----------------------------------------------------------------------------
+
+template <class T> EVIDENS_INLINE void copy(int64_t n, const T *from, T *to) {
+  constexpr int W = width<T>;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(to + i, load(from + i));
+  if (i == n) return;
+  if (n >= W) store(to + n - W, load(from + n - W));
+  else
+    for (; i < n; ++i) to[i] = from[i];
+}
+template <class T> EVIDENS_INLINE void clear(int64_t n, T *to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(0);
+}
+
+template <class T, int... I> EVIDENS_INLINE Vec<T> even_lanes_(Vec<T> a, Vec<T> b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+template <class T, int... I> EVIDENS_INLINE Vec<T> twice_low_(Vec<T> a, Indices<I...>) {
+  return __builtin_shufflevector(a, a, (I / 2)...);
+}
+template <class T, int... I> EVIDENS_INLINE Vec<T> twice_high_(Vec<T> a, Indices<I...>) {
+  return __builtin_shufflevector(a, a, (I / 2 + width<T> / 2)...);
+}
+
+// Words, because integer registers load and store more of them in a cycle; gathering instructions are
+// slower still where there are any.
+template <class T> struct WordOf { typedef Int<T> type __attribute__((may_alias)); };
+template <class T> void gather(const T *from, const uint32_t *index, int64_t n, T *to) {
+  typedef typename WordOf<T>::type Word;
+  const Word *in = reinterpret_cast<const Word *>(from);
+  Word *out = reinterpret_cast<Word *>(to);
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < n; ++i) {
+    Word w = in[index[i]];
+    asm("" : "+r"(w));
+    out[i] = w;
+  }
+}
+template <class T> void scatter(const T *from, const uint32_t *index, int64_t n, T *to) {
+  typedef typename WordOf<T>::type Word;
+  const Word *in = reinterpret_cast<const Word *>(from);
+  Word *out = reinterpret_cast<Word *>(to);
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < n; ++i) {
+    Word w = in[i];
+    asm("" : "+r"(w));
+    out[index[i]] = w;
+  }
+}
+
+// Dense elements [e, e + n) of one row of x into `to`.
+template <class T> void pack(const Layout &s, const CouplingParams &p, const T *row, int64_t e, int64_t n, T *to) {
+  int64_t i = 0;
+  if (s.kind == kAlternating) {
+    constexpr int W = width<T>;
+    typedef typename MakeIndices<W>::type Lanes;
+    const T *from = row + s.first + 2 * e;
+    const int64_t left = p.features - s.first - 2 * e;  // of the row
+    for (; i + W <= n && 2 * (i + W) <= left; i += W)
+      store(to + i, even_lanes_<T>(load(from + 2 * i), load(from + 2 * i + W), Lanes()));
+    for (; i < n; ++i) to[i] = from[2 * i];
+  } else {
+    gather<T>(row, s.index + e, n, to);
+  }
+}
+// And back into a row; between alternating elements stands what `in` holds there (null: zero), around
+// scattered ones what the row itself holds.
+template <class T>
+void unpack(const Layout &s, const CouplingParams &p, const T *from, int64_t e, int64_t n, const T *in, T *row) {
+  int64_t i = 0;
+  if (s.kind == kAlternating) {
+    constexpr int W = width<T>;
+    typedef typename MakeIndices<W>::type Lanes;
+    const Vec<Int<T>> active = (lane_numbers<T>() & 1) == 0;
+    const int64_t begin = s.first + 2 * e, left = p.features - begin;
+    T *to = row + begin;
+    in = past<T>(in, begin);
+    for (; i + W <= n && 2 * (i + W) <= left; i += W) {
+      const Vec<T> v = load(from + i), low = load_or_zero(in, 2 * i), high = load_or_zero(in, 2 * i + W);
+      store(to + 2 * i, active ? twice_low_<T>(v, Lanes()) : low);
+      store(to + 2 * i + W, active ? twice_high_<T>(v, Lanes()) : high);
+    }
+    for (; i < n; ++i) {
+      to[2 * i] = from[i];
+      if (2 * i + 1 < left) to[2 * i + 1] = in == nullptr ? T(0) : in[2 * i + 1];
+    }
+  } else {
+    scatter<T>(from, s.index + e, n, row);
+  }
+}
+
+// Dense elements [e, e + n) of a row of scale or shift: where they lie, or gathered into `buffer`.
+template <class T> const T *span(const T *row, int64_t channel, int64_t places, int64_t e, int64_t n, T *buffer) {
+  if (row == nullptr || channel == places) return past<T>(row, e);
+  if (places == 1) {
+    for (int64_t i = 0; i < n; ++i) buffer[i] = row[(e + i) * channel];
+    return buffer;
+  }
+  for (int64_t i = 0; i < n;) {
+    const int64_t c = (e + i) / places, place = (e + i) % places;
+    const int64_t count = n - i < places - place ? n - i : places - place;
+    copy(count, row + c * channel + place, buffer + i);
+    i += count;
+  }
+  return buffer;
+}
+
+// --- rows ----------------------------------------------------------------------------------------
+
+template <class T> struct Call {
+  const CouplingParams &p;
+  const Layout &s;
+  MapConstants<T> k;
+  DenseFunction<T> run;
+  bool backward;
+  T *buffer;     // kBuffers of 2 * kChunk elements
+  int64_t size;  // of a row of x
+
+  T *scratch(int i) const { return buffer + i * 2 * kChunk; }
+  const T *x(int64_t row) const { return static_cast<const T *>(p.x) + row * p.x_row; }
+  const T *gy(int64_t row) const { return past<T>(static_cast<const T *>(p.grad_y), row * p.grad_y_row); }
+  const T *scale(int64_t row) const { return past<T>(static_cast<const T *>(p.scale), row * p.scale_row); }
+  const T *shift(int64_t row) const { return past<T>(static_cast<const T *>(p.shift), row * p.shift_row); }
+  T gl(int64_t row) const {
+    return p.grad_logdet == nullptr ? T(0) : static_cast<const T *>(p.grad_logdet)[row * p.grad_logdet_row];
+  }
+  // The row that is written, and the one that a passive element is copied from (null: zero).
+  T *out(int64_t row) const { return past<T>(static_cast<T *>(backward ? p.grad_x : p.y), row * size); }
+  const T *in(int64_t row) const { return backward ? gy(row) : x(row); }
+  void passive(int64_t row, int64_t begin, int64_t n) const {
+    T *to = out(row);
+    const T *from = in(row);
+    if (to == nullptr) return;
+    if (from == nullptr) clear(n, to + begin);
+    else copy(n, from + begin, to + begin);
+  }
+  // Views of one conditioner output are copied first, one after the other: the memory then sees one
+  // stream instead of two that take turns, which is a third faster.
+  const T *staged(const T *from, int64_t stride, int64_t channel, int64_t e, int64_t n, T *to) const {
+    const T *found = span<T>(from, channel, p.places, e, n, to);
+    if (found == nullptr || found == to || stride == s.elements) return found;
+    copy(n, found, to);
+    return to;
+  }
+  // What `unpack` leaves out.
+  void around(int64_t row) const {
+    const int64_t end = s.first + 2 * s.elements;
+    const int64_t head = s.kind == kAlternating ? s.first : size;
+    passive(row, 0, head);
+    if (s.kind == kAlternating && end < size) passive(row, end, size - end);
+  }
+  // Dense elements from e of a row on, but for x, grad_y and what belongs to them.
+  Dense<T> dense(int64_t row, int64_t e, int64_t n) const {
+    Dense<T> d = {};
+    d.r = staged(scale(row), p.scale_row, p.scale_channel, e, n, scratch(0));
+    // The gradient of the forward direction does not depend on the shift.
+    if (!backward || p.inverse) d.t = staged(shift(row), p.shift_row, p.shift_channel, e, n, scratch(1));
+    if (backward) {
+      d.gl_row = gl(row);
+      d.gr = past<T>(static_cast<T *>(p.grad_scale), row * s.elements + e);
+      d.gt = past<T>(static_cast<T *>(p.grad_shift), row * s.elements + e);
+    }
+    return d;
+  }
+};
+
+// Elements [begin, end) of one row, in runs.
+template <class T> double run_row(const Call<T> &c, int64_t row, int64_t begin, int64_t end) {
+  double total = 0;
+  for (int64_t i = 0; i < c.s.runs; ++i) {
+    const Run &run = c.s.run[i];
+    const int64_t from = run.begin > begin ? run.begin : begin;
+    const int64_t to = run.begin + run.count < end ? run.begin + run.count : end;
+    if (from >= to) continue;
+    if (run.dense < 0) {
+      c.passive(row, from, to - from);
+      continue;
+    }
+    for (int64_t b = from; b < to;) {
+      const int64_t n = to - b < 2 * kChunk ? to - b : kChunk;
+      Dense<T> d = c.dense(row, run.dense + b - run.begin, n);
+      d.x = c.x(row) + b;
+      if (c.backward) {
+        d.gy = past<T>(c.gy(row), b);
+        d.gx = past<T>(c.out(row), b);
+      } else {
+        d.y = c.out(row) + b;
+      }
+      total += c.run(n, d, c.k);
+      b += n;
+    }
+  }
+  return total;
+}
+
+// One row whose active elements are packed, a chunk at a time.
+template <class T> double packed_row(const Call<T> &c, int64_t row) {
+  double total = 0;
+  c.around(row);
+  for (int64_t e = 0; e < c.s.elements;) {
+    const int64_t n = c.s.elements - e < 2 * kChunk ? c.s.elements - e : kChunk;
+    Dense<T> d = c.dense(row, e, n);
+    pack<T>(c.s, c.p, c.x(row), e, n, c.scratch(2));
+    d.x = c.scratch(2);
+    if (c.backward) {
+      if (c.gy(row) != nullptr) {
+        pack<T>(c.s, c.p, c.gy(row), e, n, c.scratch(3));
+        d.gy = c.scratch(3);
+      }
+      d.gx = c.out(row) == nullptr ? nullptr : c.scratch(4);
+    } else {
+      d.y = c.scratch(4);
+    }
+    total += c.run(n, d, c.k);
+    if (c.out(row) != nullptr) unpack<T>(c.s, c.p, c.scratch(4), e, n, c.in(row), c.out(row));
+    e += n;
+  }
+  return total;
+}
+
+// Several short rows at once: their active elements fill vectors that one row would not.
+template <class T> void packed_rows(const Call<T> &c, int64_t begin, int64_t end) {
+  const int64_t size = c.s.elements;
+  const CouplingParams &p = c.p;
+  Dense<T> d = {};
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = (row - begin) * size;
+    c.around(row);
+    pack<T>(c.s, p, c.x(row), 0, size, c.scratch(2) + at);
+    if (p.scale != nullptr) {
+      const T *r = span<T>(c.scale(row), p.scale_channel, p.places, 0, size, c.scratch(0) + at);
+      if (r != c.scratch(0) + at) copy(size, r, c.scratch(0) + at);
+    }
+    if (p.shift != nullptr) {
+      const T *t = span<T>(c.shift(row), p.shift_channel, p.places, 0, size, c.scratch(1) + at);
+      if (t != c.scratch(1) + at) copy(size, t, c.scratch(1) + at);
+    }
+    if (!c.backward) continue;
+    if (p.grad_y != nullptr) pack<T>(c.s, p, c.gy(row), 0, size, c.scratch(3) + at);
+    for (int64_t i = 0; i < size; ++i) c.scratch(5)[at + i] = c.gl(row);
+  }
+  d.x = c.scratch(2);
+  d.r = p.scale == nullptr ? nullptr : c.scratch(0);
+  d.t = p.shift == nullptr ? nullptr : c.scratch(1);
+  if (c.backward) {
+    d.gy = p.grad_y == nullptr ? nullptr : c.scratch(3);
+    d.gl = c.scratch(5);
+    d.gx = p.grad_x == nullptr ? nullptr : c.scratch(4);
+    d.gr = past<T>(static_cast<T *>(p.grad_scale), begin * size);
+    d.gt = past<T>(static_cast<T *>(p.grad_shift), begin * size);
+  } else {
+    d.y = c.scratch(4);
+    d.l = c.scratch(6);
+  }
+  c.run((end - begin) * size, d, c.k);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = (row - begin) * size;
+    if (c.out(row) != nullptr) unpack<T>(c.s, p, c.scratch(4) + at, 0, size, c.in(row), c.out(row));
+    if (c.backward) continue;
+    double total = 0;
+    for (int64_t i = 0; i < size; ++i) total += c.scratch(6)[at + i];
+    static_cast<T *>(p.logdet)[row] = T(p.inverse ? -total : total);
+  }
+}
+
+// --- the phases ----------------------------------------------------------------------------------
+
+template <class T> void plan(const CouplingParams &p, CouplingPlan &plan) {
+  const int64_t size = p.features * p.places, places = p.places < width<T> ? p.places : int64_t(width<T>);
+  plan.parts = size < kLongRow ? 1 : (size + kUnit - 1) / kUnit;
+  plan.block = size < kUnit ? kUnit / (size > 0 ? size : 1) : 1;
+  plan.units = (p.rows + plan.block - 1) / plan.block * plan.parts;
+  plan.shared_bytes = aligned(sizeof(Layout)) + aligned(p.features * int64_t(sizeof(Run))) +
+                      aligned(p.features * int64_t(sizeof(int64_t))) +
+                      aligned(p.active_features * places * int64_t(sizeof(uint32_t))) +
+                      (plan.parts > 1 ? p.rows * plan.parts * int64_t(sizeof(double)) : 0);
+  plan.worker_bytes = kBuffers * 2 * kChunk * int64_t(sizeof(T));
+}
+
+template <class T> int64_t prepare(const CouplingParams &p, const CouplingPlan &, void *shared) {
+  char *at = static_cast<char *>(shared);
+  Layout &s = *static_cast<Layout *>(shared);
+  s.run = reinterpret_cast<Run *>(at += aligned(sizeof(Layout)));
+  int64_t *slot = reinterpret_cast<int64_t *>(at += aligned(p.features * int64_t(sizeof(Run))));
+  s.index = reinterpret_cast<uint32_t *>(at += aligned(p.features * int64_t(sizeof(int64_t))));
+  const int64_t places = p.places < width<T> ? p.places : int64_t(width<T>);
+  s.sums = reinterpret_cast<double *>(at + aligned(p.active_features * places * int64_t(sizeof(uint32_t))));
+  s.elements = p.active_features * p.places;
+  // An empty tensor has no address either.
+  const bool all = p.active == nullptr && p.active_features == p.features;
+  for (int64_t d = 0; d < p.features; ++d) slot[d] = all ? d : -1;
+  if (!all) {
+    for (int64_t j = 0; j < p.active_features; ++j) {
+      const int64_t d = p.active[j];
+      if (d < 0 || d >= p.features || slot[d] >= 0) return j + 1;
+      slot[d] = j;
+    }
+  }
+  s.runs = 0;
+  int64_t active_runs = 0;
+  for (int64_t d = 0; d < p.features;) {
+    int64_t n = 1;
+    while (d + n < p.features && (slot[d] < 0 ? slot[d + n] < 0 : slot[d + n] == slot[d] + n)) ++n;
+    s.run[s.runs++] = {d * p.places, slot[d] < 0 ? -1 : slot[d] * p.places, n * p.places};
+    active_runs += slot[d] >= 0;
+    d += n;
+  }
+  // From here on `active` is not read again: whoever writes to it meanwhile changes no address.
+  const bool small = p.features * p.places < int64_t(1) << 32;  // an index has 32 bits
+  s.kind = s.elements == 0 || s.elements >= active_runs * width<T> || !small ? kRuns : kScattered;
+  if (s.kind == kRuns) return 0;
+  s.first = 0;
+  while (slot[s.first] != 0) ++s.first;
+  bool alternating = p.places == 1 && p.active_features > 1 && s.first + 2 * p.active_features - 2 < p.features;
+  for (int64_t j = 0; alternating && j < p.active_features; ++j) alternating = slot[s.first + 2 * j] == j;
+  if (alternating) s.kind = kAlternating;
+  for (int64_t d = 0; d < p.features; ++d)
+    for (int64_t place = 0; slot[d] >= 0 && place < p.places; ++place)
+      s.index[slot[d] * p.places + place] = uint32_t(d * p.places + place);
+  return 0;
+}
+
+template <class T, bool Backward>
+void run(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, void *shared, void *worker) {
+  const Layout &s = *static_cast<const Layout *>(shared);
+  const int map = p.scale == nullptr                          ? int(kCouplingAdditive)
+                  : p.map == kCouplingSigmoid && p.clamp == 0 ? int(kCouplingSigmoidZero)
+                                                              : p.map;
+  const Call<T> c = {p,
+                     s,
+                     map_constants<T>(p),
+                     functions<T>.of[Backward][p.inverse][map],
+                     Backward,
+                     static_cast<T *>(worker),
+                     p.features * p.places};
+  const int64_t block = unit / plan.parts, part = unit % plan.parts;
+  const int64_t begin = block * plan.block;
+  const int64_t end = begin + plan.block < p.rows ? begin + plan.block : p.rows;
+  T *logdet = static_cast<T *>(p.logdet);
+  if (plan.parts > 1 && s.kind == kRuns) {
+    const int64_t last = (part + 1) * kUnit < c.size ? (part + 1) * kUnit : c.size;
+    const double total = run_row<T>(c, begin, part * kUnit, last);
+    if (!Backward) s.sums[begin * plan.parts + part] = total;
+    return;
+  }
+  if (plan.parts > 1) {  // such a row is not cut: its first part does the work
+    const double total = part == 0 ? packed_row<T>(c, begin) : 0.;
+    if (!Backward) s.sums[begin * plan.parts + part] = total;
+    return;
+  }
+  if (s.kind != kRuns && s.elements < 4 * width<T>) {
+    const int64_t together = kChunk / s.elements;
+    for (int64_t row = begin; row < end; row += together)
+      packed_rows<T>(c, row, row + together < end ? row + together : end);
+    return;
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    const double total = s.kind == kRuns ? run_row<T>(c, row, 0, c.size) : packed_row<T>(c, row);
+    if (!Backward) logdet[row] = T(p.inverse ? -total : total);
+  }
+}
+
+template <class T> void finish(const CouplingParams &p, const CouplingPlan &plan, const void *shared) {
+  if (plan.parts == 1) return;
+  const double *sums = static_cast<const Layout *>(shared)->sums;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    double total = 0;
+    for (int64_t part = 0; part < plan.parts; ++part) total += sums[row * plan.parts + part];
+    static_cast<T *>(p.logdet)[row] = T(p.inverse ? -total : total);
+  }
+}
+
+template <class T> constexpr CouplingKernel kernel() {
+  return {plan<T>, prepare<T>, run<T, false>, run<T, true>, finish<T>};
+}
+
+}  // namespace
+
+extern const evidens::CouplingKernel coupling[2];
+constexpr evidens::CouplingKernel coupling[2] = {kernel<float>(), kernel<double>()};
+
+}  // namespace EVIDENS_NAMESPACE

@@ -1,0 +1,463 @@
+"""Rational-quadratic splines: value and log-slope in one pass, forward or inverse.
+
+``N`` rows, ``D`` features, ``A`` transformed features, ``M`` bins; log-determinants in nats;
+float32 or float64 (half types are widened to float32), all tensors of one dtype on one device.
+
+The numbers of a spline come from parameters by one of three maps, called by the library whose
+models use it.  ``min_width``, ``min_height``, ``min_derivative``, ``identity_init`` belong to
+``"nflows"``, ``slope`` to ``"zuko"``, ``logit_scale`` to both.
+
+========== ================================================ ====================================
+parameters widths and heights                               derivatives
+========== ================================================ ====================================
+"knots"    knots themselves, increasing, M+1                slopes, positive, M+1
+"nflows"   softmax above a floor, between the bounds, M     a floor plus softplus
+"zuko"     softmax of soft-clipped logits, M                exp of a soft-clipped number
+========== ================================================ ====================================
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evidens.ops import _checks as checks
+from evidens.ops import _registry
+from evidens.ops import _spline_cpu as cpu
+from evidens.reference import spline as reference
+from evidens.reference.spline import MAPS, TAILS
+
+__all__ = ["rational_quadratic_spline", "spline_coupling"]
+
+_KNOTS, _NFLOWS, _ZUKO = range(3)
+_NONE, _LINEAR, _CIRCULAR = range(3)
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def _choice(op: str, name: str, value: Any, names: Sequence[str]) -> int:
+    try:
+        return names.index(value)
+    except ValueError:
+        raise ValueError(
+            f"evidens.{op}: {name} must be one of {', '.join(names)}, got {value!r}"
+        ) from None
+
+
+def _check_settings(
+    op: str,
+    parameters: str,
+    tails: str | tuple[str, ...],
+    bound: float | tuple[float, ...] | None,
+    features: int,
+    bins: int,
+    given: int,
+    min_width: float,
+    min_height: float,
+    min_derivative: float,
+    slope: float,
+    identity_init: bool,
+    logit_scale: float,
+) -> tuple[int, list[int], list[float], list[float]]:
+    """Map, tails, box and options of the inner op, checked; made once for each combination."""
+    map = _choice(op, "parameters", parameters, MAPS)
+    codes = [_choice(op, "tails", t, TAILS) for t in ((tails,) if type(tails) is str else tails)]
+    if len(codes) not in (1, features):
+        raise ValueError(
+            f"evidens.{op}: tails must be one name or one for each of the D = {features} features "
+            f"of x, got {len(codes)}"
+        )
+    if bins < 1:
+        raise ValueError(f"evidens.{op}: expected at least one bin, got {bins}")
+    _check_count(op, map, codes, bins, given)
+    if map == _NFLOWS:
+        for name, least in (("min_width", min_width), ("min_height", min_height)):
+            if not 0 <= least * bins <= 1:
+                raise ValueError(
+                    f"evidens.{op}: {name} must be between 0 and 1 / M, got {least} for "
+                    f"M = {bins} bins; use fewer bins or a smaller {name}"
+                )
+        if not 0 <= min_derivative < 1:
+            raise ValueError(
+                f"evidens.{op}: min_derivative must be in [0, 1), got {min_derivative}"
+            )
+    if not 0 < slope < 1:
+        raise ValueError(f"evidens.{op}: slope must be between 0 and 1, got {slope}")
+    if not 0 < logit_scale < math.inf:
+        raise ValueError(f"evidens.{op}: logit_scale must be positive, got {logit_scale}")
+    beta = math.log(2) / (1 - min_derivative) if identity_init else 1.0
+    options = [min_width, min_height, min_derivative, beta, slope, logit_scale]
+    return map, codes, _box(op, map, codes, bound, features), [float(o) for o in options]
+
+
+_known_settings = functools.lru_cache(maxsize=256)(_check_settings)
+
+
+def _settings(*arguments: Any) -> tuple[int, list[int], list[float], list[float]]:
+    # torch.compile takes no cache in; what it traces is a constant of the graph anyway.
+    check = _check_settings if torch.compiler.is_compiling() else _known_settings
+    return check(*arguments)
+
+
+def _check_count(op: str, map: int, codes: list[int], bins: int, given: int) -> None:
+    if map == _KNOTS or len(codes) > 1 or codes[0] == _NONE:
+        fits, want = given == bins + 1, f"M + 1 = {bins + 1}"
+    elif codes[0] == _CIRCULAR:
+        fits, want = given == bins, f"M = {bins}"
+    else:
+        fits, want = given >= bins - 1, f"M - 1 = {bins - 1} (or more, as nflows takes them)"
+    if not fits:
+        kind = "a list of tails" if len(codes) > 1 else f"{TAILS[codes[0]]!r} tails"
+        raise ValueError(
+            f"evidens.{op}: parameters {MAPS[map]!r} with {kind} and M = {bins} bins take "
+            f"{want} derivatives for each element, got {given}"
+        )
+
+
+def _box(op: str, map: int, codes: list[int], bound: Any, features: int) -> list[float]:
+    """Left, right, bottom, top: once or for every feature."""
+    if map == _KNOTS:
+        if bound is not None:
+            raise ValueError(
+                f"evidens.{op}: parameters 'knots' carry their own bounds; leave bound out"
+            )
+        return [0.0, 1.0, 0.0, 1.0]
+    if bound is None:
+        bound = (0.0, 1.0, 0.0, 1.0) if codes == [_NONE] else 5.0 if map == _ZUKO else 1.0
+    if isinstance(bound, tuple) and codes == [_NONE] and len(bound) == 4:
+        left, right, bottom, top = box = [float(b) for b in bound]
+        if not (-math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf):
+            raise ValueError(
+                f"evidens.{op}: bound must be (left, right, bottom, top) with left < right and "
+                f"bottom < top, all finite, got {bound}"
+            )
+        return box
+    bounds = bound if isinstance(bound, tuple) else (bound,)
+    if len(bounds) not in (1, features) or not all(0 < b < math.inf for b in bounds):
+        raise ValueError(
+            f"evidens.{op}: bound must be a positive number, one for each of the D = {features} "
+            f"features of x, or (left, right, bottom, top) with tails 'none'; got {bound}"
+        )
+    return [side for b in bounds for side in (-float(b), float(b), -float(b), float(b))]
+
+
+def _hashable(op: str, name: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.is_cuda:
+            raise TypeError(
+                f"evidens.{op}: {name} is a CUDA tensor, and reading it would wait for the device; "
+                f"give {name}.tolist(), taken once"
+            )
+        value = value.tolist()
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+# --- backends ------------------------------------------------------------------------------------
+
+
+def _by_name(function: Any, position: int) -> Any:
+    """The inner ops carry the map as an integer, everybody else as its name."""
+
+    def call(*args: Any) -> Any:
+        return function(*args[:position], MAPS[args[position]], *args[position + 1 :])
+
+    return call
+
+
+def _triton(name: str, position: int) -> Any:
+    def call(*args: Any) -> Any:
+        from evidens.kernels import spline as kernels
+
+        return _by_name(getattr(kernels, name), position)(*args)
+
+    return call
+
+
+def _reference_backward(function: Any, tensors: int) -> Any:
+    """The gradient of a formula by torch, as the inner ``_backward`` ops give it."""
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        given, grads, rest = args[:tensors], args[tensors : tensors + 2], args[tensors + 2 :]
+        leaves = [t if t is None or not t.is_floating_point() else t.detach() for t in given]
+        wanted = [t for t in leaves if t is not None and t.is_floating_point()]
+        with torch.enable_grad():
+            for t in wanted:
+                t.requires_grad_()
+            results = function(*leaves, *rest)
+        pairs = [(r, g) for r, g in zip(results, grads) if g is not None and r.requires_grad]
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True
+        )
+        return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted))
+
+    return call
+
+
+_OPTIONS = "int map, int[] tails, float[] box, float[] options, bool inverse"
+_VALUES = "Tensor x, Tensor widths, Tensor heights, Tensor derivatives"
+_RECORD = "Tensor x, Tensor params, Tensor? active"
+_GRADS = "Tensor? grad_y, Tensor? grad_logdet"
+
+
+def _like(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in tensors if t is not None)
+
+
+_spline_backward = _registry.Op(
+    "spline",
+    f"rational_quadratic_spline_backward({_VALUES}, {_GRADS}, {_OPTIONS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=cpu.rational_quadratic_spline_backward,
+    reference=_reference_backward(_by_name(reference.rational_quadratic_spline, 4), 4),
+    triton=_triton("rational_quadratic_spline_backward", 6),
+    fake=lambda x, widths, heights, derivatives, *rest: _like(x, widths, heights, derivatives),
+)
+_spline = _registry.Op(
+    "spline",
+    f"rational_quadratic_spline({_VALUES}, {_OPTIONS}) -> (Tensor, Tensor)",
+    cpu=cpu.rational_quadratic_spline,
+    reference=_by_name(reference.rational_quadratic_spline, 4),
+    triton=_triton("rational_quadratic_spline", 4),
+    fake=lambda x, *rest: _like(x, x),
+    backward=lambda needs, grads, *args: (
+        *_spline_backward(*args[:4], *grads, *args[4:]),
+        *(None,) * 5,
+    ),
+    rows=(0, 1, 2, 3),
+)
+_coupling_backward = _registry.Op(
+    "spline",
+    f"spline_coupling_backward({_RECORD}, {_GRADS}, int bins, {_OPTIONS}) -> (Tensor, Tensor)",
+    cpu=cpu.spline_coupling_backward,
+    reference=_reference_backward(_by_name(reference.spline_coupling, 4), 3),
+    triton=_triton("spline_coupling_backward", 6),
+    fake=lambda x, params, *rest: _like(x, params),
+)
+_coupling = _registry.Op(
+    "spline",
+    f"spline_coupling({_RECORD}, int bins, {_OPTIONS}) -> (Tensor, Tensor)",
+    cpu=cpu.spline_coupling,
+    reference=_by_name(reference.spline_coupling, 4),
+    triton=_triton("spline_coupling", 4),
+    fake=lambda x, *rest: (x.new_empty(x.shape), x.new_empty(x.shape[:1])),
+    backward=lambda needs, grads, *args: (
+        *_coupling_backward(*args[:3], *grads, *args[3:]),
+        *(None,) * 7,
+    ),
+    rows=(0, 1),
+)
+
+
+# --- the ops -------------------------------------------------------------------------------------
+
+
+def rational_quadratic_spline(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    *,
+    inverse: bool = False,
+    parameters: str = "knots",
+    tails: str | Sequence[str] = "linear",
+    bound: float | Sequence[float] | None = None,
+    min_width: float = 1e-3,
+    min_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    slope: float = 1e-3,
+    identity_init: bool = False,
+    logit_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """A monotone rational-quadratic spline for every element, and the log of its slope.
+
+    Args:
+        x: any shape ``(*)``; where it has axes, the last one is that of the D features.
+        widths, heights, derivatives: ``(*, count)`` or what broadcasts to it: the parameters of
+            every element, counts as in the module's table and below.
+        inverse: ``x`` holds values of the spline; what gives them is wanted.
+        parameters: ``"knots"``, ``"nflows"`` (normflows has the same) or ``"zuko"``.
+        tails: what lies outside the box, for all features or one name for each:
+            ``"linear"`` the identity, derivatives M-1, the slope at both bounds is 1 (given more,
+            knot i takes entry i-1, as nflows does); ``"circular"`` the same outside, derivatives
+            M, the slope at the last knot is that at the first; ``"none"`` nothing, derivatives
+            M+1.  A list stores M+1 for every feature and does not read what a tail fixes
+            (normflows).  With ``"knots"`` there are always M+1 slopes, and the spline goes on as a
+            straight line.
+        bound: B, the box is ``[-B, B]`` both ways, or one for each feature; with tails ``"none"``
+            also (left, right, bottom, top).  Default: 1, 5 for ``"zuko"``, the unit box for
+            tails ``"none"``.
+        min_width, min_height: floors of a bin's share of the box.
+        min_derivative: floor of a slope.
+        slope: zuko's; logits are clipped softly so that slopes lie in [slope, 1 / slope].
+        identity_init: scales the softplus so that parameters of 0 are the identity.
+        logit_scale: multiplies widths and heights first, as ``1 / sqrt(hidden)`` in nflows.
+
+    Returns:
+        ``(y, logdet)``, both of the shape of ``x``: values and ``log |dy/dx|`` in nats of the
+        direction taken.  Differentiable once in all four tensors.  Never NaN for numbers: bounds
+        belong to the box, bins of no width are skipped, slopes are held within 2^+-31 (float64
+        2^+-255).  With tails ``"none"`` a point outside moves to the bound, with logdet -inf
+        unless the way is as short as rounding (1e-5 of the range; float64 1e-12).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+
+    Source: Durkan et al., Neural Spline Flows, NeurIPS 2019, eq. 4-8.
+
+    Example:
+        >>> import torch, evidens
+        >>> x = torch.tensor([-2.0, 0.25, 2.0])
+        >>> widths, heights = torch.tensor([0.0, 1.0]), torch.zeros(2)
+        >>> y, logdet = evidens.ops.rational_quadratic_spline(
+        ...     x, widths, heights, torch.zeros(1), parameters="nflows"
+        ... )
+        >>> back, _ = evidens.ops.rational_quadratic_spline(
+        ...     y, widths, heights, torch.zeros(1), parameters="nflows", inverse=True
+        ... )
+        >>> y, bool(torch.allclose(back, x))
+        (tensor([-2.0000,  0.4661,  2.0000]), True)
+    """
+    name = "rational_quadratic_spline"
+    x, widths, heights, derivatives = checks.widen(
+        name, ("x", x), ("widths", widths), ("heights", heights), ("derivatives", derivatives)
+    )
+    checks.floating(name, "x", x)
+    edges, given = widths.shape[-1:], derivatives.shape[-1:]
+    features = x.shape[-1] if x.ndim else 1
+    if not edges or not given or heights.shape[-1:] != edges:
+        raise ValueError(
+            f"evidens.{name}: expected widths and heights (*, M) and derivatives (*, count), "
+            f"got {tuple(widths.shape)}, {tuple(heights.shape)} and {tuple(derivatives.shape)}"
+        )
+    settings = _settings(
+        name,
+        parameters,
+        _hashable(name, "tails", tails),
+        _hashable(name, "bound", bound),
+        features,
+        edges[0] - (parameters == "knots"),
+        given[0],
+        min_width,
+        min_height,
+        min_derivative,
+        slope,
+        bool(identity_init),
+        logit_scale,
+    )
+    shape = (x.shape.numel() // features, features) if features else (0, 0)
+    flat = [
+        _flat(name, kind, t, x, shape)
+        for kind, t in (("widths", widths), ("heights", heights), ("derivatives", derivatives))
+    ]
+    y, logdet = _spline(x.reshape(shape), *flat, *settings, bool(inverse))
+    return y.reshape(x.shape), logdet.reshape(x.shape)
+
+
+def _flat(op: str, name: str, t: Tensor, x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Parameters (N, D, count) of the elements of ``x``."""
+    if t.dtype is not x.dtype or t.device != x.device:
+        raise TypeError(
+            f"evidens.{op}: all arguments need one dtype and one device; x is {x.dtype} on "
+            f"{x.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
+        )
+    count = t.shape[-1]
+    if t.shape[:-1] != x.shape:
+        try:
+            t = t.expand(*x.shape, count)
+        except RuntimeError:
+            raise ValueError(
+                f"evidens.{op}: {name} must have shape (*, {count}) with the shape of x, "
+                f"{tuple(x.shape)}, or broadcast to it, got {tuple(t.shape)}"
+            ) from None
+    return t.reshape(*shape, count)
+
+
+def spline_coupling(
+    x: Tensor,
+    params: Tensor,
+    *,
+    active: Tensor | None = None,
+    bins: int,
+    inverse: bool = False,
+    parameters: str = "nflows",
+    tails: str | Sequence[str] = "linear",
+    bound: float | Sequence[float] | None = None,
+    min_width: float = 1e-3,
+    min_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    slope: float = 1e-3,
+    identity_init: bool = False,
+    logit_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """A spline coupling layer: active features through their splines, the others copied.
+
+    Args:
+        x: rows (N, D).
+        params: (N, A, P), what the conditioner gives: widths, heights and derivatives of each
+            active feature in a row, counts as in `rational_quadratic_spline`.
+        active: (A,) int64, distinct columns of ``x``; None: all of them, A = D.  On CUDA they are
+            not looked at (that would wait for the device): one out of range is left out.
+        bins: M.
+        inverse, parameters, tails, bound, min_width, min_height, min_derivative, slope,
+            identity_init, logit_scale: as in `rational_quadratic_spline`; a list is by the D
+            features of ``x``.
+
+    Returns:
+        ``y`` (N, D) and ``logdet`` (N,), nats, summed over the active features in float64.
+        Differentiable once in ``x`` and ``params``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+
+    Source: Durkan et al., Neural Spline Flows, NeurIPS 2019, section 3.
+
+    Example:
+        >>> import torch, evidens
+        >>> x, params = torch.tensor([[0.5, -0.5]]), torch.zeros(1, 1, 3 * 4 - 1)
+        >>> y, logdet = evidens.ops.spline_coupling(
+        ...     x, params, active=torch.tensor([1]), bins=4, identity_init=True
+        ... )
+        >>> bool(torch.allclose(y, x)), bool(logdet.abs() < 1e-6)
+        (True, True)
+    """
+    name = "spline_coupling"
+    x, params = checks.widen(name, ("x", x), ("params", params))
+    if x.ndim != 2 or params.ndim != 3:
+        raise ValueError(
+            f"evidens.{name}: expected x (N, D) and params (N, A, P), "
+            f"got x {tuple(x.shape)} and params {tuple(params.shape)}"
+        )
+    checks.floating(name, "x", x)
+    n, features = x.shape
+    per_feature = params.shape[2]
+    transformed = features if active is None else checks.index_count(name, active, x)
+    checks.arguments(
+        name,
+        x,
+        {"N": n, "A": transformed, "P": per_feature},
+        lambda: f"x ({n}, {features}) with {transformed} active features",
+        ("params", params, "NAP"),
+    )
+    edges = bins + (parameters == "knots")
+    settings = _settings(
+        name,
+        parameters,
+        _hashable(name, "tails", tails),
+        _hashable(name, "bound", bound),
+        features,
+        bins,
+        per_feature - 2 * edges,
+        min_width,
+        min_height,
+        min_derivative,
+        slope,
+        bool(identity_init),
+        logit_scale,
+    )
+    return _coupling(x, params, active, bins, *settings, bool(inverse))
