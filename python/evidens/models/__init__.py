@@ -1,5 +1,9 @@
 """Models: fit, log-density, sample, impute; scikit-learn's habits, arrays or tensors in and out."""
 
+from evidens.models.flow_base import Flow
+from evidens.models.flow_glow import Glow
+from evidens.models.flow_realnvp import RealNVP
+from evidens.models.flow_spline import NeuralSplineFlow
 from evidens.models.gmm import GaussianMixture
 from evidens.models.hmm_counts import BernoulliHMM, PoissonHMM
 from evidens.models.hmm_custom import CustomHMM
@@ -12,8 +16,12 @@ __all__ = [
     "BernoulliHMM",
     "CategoricalHMM",
     "CustomHMM",
+    "Flow",
     "GaussianHMM",
     "GaussianMixture",
+    "Glow",
     "MultinomialHMM",
+    "NeuralSplineFlow",
     "PoissonHMM",
+    "RealNVP",
 ]

@@ -1,1 +1,28 @@
-"""Drop-in ``torch.nn`` modules over the ops; the first ones come with the coupling layers."""
+"""Drop-in ``torch.nn`` modules over the ops: the layers of normalizing flows and their networks.
+
+A layer is called as ``layer(x, context) -> (y, logdet)`` and undone by ``layer.inverse(y, context)
+-> (x, logdet)``, each with the log-determinant (N,) of the direction taken.
+"""
+
+from evidens.nn.actnorm import ActNorm
+from evidens.nn.chain import Chain, Inverse
+from evidens.nn.conditioners import MLP, ConvNet
+from evidens.nn.coupling import AffineCoupling
+from evidens.nn.linear import Invertible1x1Conv, InvertibleLinear, Permutation
+from evidens.nn.multiscale import Split, Squeeze
+from evidens.nn.spline import SplineCoupling
+
+__all__ = [
+    "MLP",
+    "ActNorm",
+    "AffineCoupling",
+    "Chain",
+    "ConvNet",
+    "Inverse",
+    "Invertible1x1Conv",
+    "InvertibleLinear",
+    "Permutation",
+    "SplineCoupling",
+    "Split",
+    "Squeeze",
+]

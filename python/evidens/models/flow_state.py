@@ -1,0 +1,262 @@
+"""`FlowState`: what a flow is made of, and the density that learning and queries stand on."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evidens import ops
+from evidens.models._arrays import returned
+from evidens.models._persistence import PersistentModule
+from evidens.models.flow_input import check_finite, check_rows, contexts, label_numbers, rows
+from evidens.models.flow_scaling import Standardize
+
+# Numbers that a row brings with it, per feature, in pieces of a query.
+PIECE, PER_FEATURE = 1 << 21, 32
+# Steps of the Philox stream of a draw.
+LATENT, CLASS, NOISE = range(3)
+
+
+class FlowState(PersistentModule, nn.Module):
+    """Layers with their base, standardisation and classes; the methods stand in subclasses.
+
+    Args:
+        shape, layers, settings, context, classes, dequantize, logit, standardize: as in
+            `evidens.Flow`.
+    """
+
+    class_weight: Tensor
+    class_codes: Tensor | None
+
+    #: Labels of the classes, sorted; numbers before `fit`, None without classes.
+    classes_: np.ndarray | None
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        layers: nn.Module,
+        *,
+        context: int = 0,
+        classes: int = 0,
+        dequantize: int | None = None,
+        logit: float | None = None,
+        standardize: str = "features",
+        settings: dict[str, Any] | None = None,
+        circular: Tensor | None = None,
+    ) -> None:
+        own = dict(shape=list(shape), context=context, classes=classes, dequantize=dequantize)
+        own |= dict(logit=logit, standardize=standardize)
+        super().__init__()
+        check_sizes(type(self).__name__, shape, context, classes, dequantize, logit)
+        self.shape, self.settings = tuple(shape), own if settings is None else settings
+        self._renewable = settings is not None
+        self.context, self.classes, self.dequantize = context, classes, dequantize
+        self.standard = Standardize(
+            shape,
+            by=standardize,
+            context=context,
+            levels=dequantize,
+            logit=logit,
+            circular=circular,
+        )
+        self.layers = layers
+        self.register_buffer("class_weight", torch.ones(classes))
+        self.register_buffer("class_codes", None, persistent=False)
+        self.classes_ = np.arange(classes) if classes else None
+        self.fitted_to_tensors_: bool | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "classes_":
+            # Once more as a tensor: torch.compile does not look into arrays.
+            numbers = value is not None and value.dtype.kind in "iufb"
+            self.class_codes = torch.as_tensor(value).to(self.device) if numbers else None
+
+    # --- what torch asks -------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self)).parameters
+        shown = ", ".join(
+            f"{name}={value!r}"
+            for name, value in self.settings.items()
+            if name not in defaults or value != _plain(defaults[name].default)
+        )
+        count = sum(p.numel() for p in self.parameters())
+        state = "not fitted" if self.fitted_to_tensors_ is None else "fitted"
+        return f"{type(self).__name__}({shown})  # {count:,} parameters, {state}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow is."""
+        return self.standard.location.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in: float32, or float64 after `double`."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    @property
+    def density_kind_(self) -> str:
+        """``"exact"``; with ``dequantize`` ``"bound"``, as `log_prob` is one of the log-mass."""
+        return "exact" if self.dequantize is None else "bound"
+
+    @property
+    def features(self) -> int:
+        """Numbers in a row."""
+        return math.prod(self.shape)
+
+    # --- densities -------------------------------------------------------------------------------
+
+    def _query(self, what: Callable[..., Tensor], x: Any, context: Any, y: Any) -> Any:
+        """``what(x, context, labels, first row)``: of a tensor at once, of an array in pieces."""
+        data = rows(self, x)
+        c = contexts(self, context, len(data))
+        labels = label_numbers(self, y, len(data))
+        if isinstance(x, Tensor):
+            return what(data, c, labels, 0)
+        check_rows(self, data)
+        if c is not None:
+            check_finite(self, c, "context")
+        size = max(1, PIECE // (PER_FEATURE * max(8, self.features) * max(1, self.classes)))
+        parts = []
+        with torch.no_grad(), evaluating(self):
+            for i in range(0, max(1, len(data)), size):
+                at = slice(i, i + size)
+                piece = (None if t is None else t[at] for t in (data, c, labels))
+                parts.append(what(*piece, i))
+        return returned(torch.cat(parts).cpu(), x)
+
+    def _noisy(self, x: Tensor, first: int, seed: int, step: int = NOISE) -> Tensor:
+        """Integers become numbers between them and the next ones."""
+        if self.dequantize is None:
+            return x
+        u = ops.philox_uniform(
+            seed, step, len(x), self.features, self.dtype, row_offset=first, device=x.device
+        )
+        return x + u.view(x.shape)
+
+    def _density(
+        self, x: Tensor, context: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Log p(x | label), or the mixture over the classes where there is no label."""
+        if self.classes and labels is None:
+            return self._class_terms(x, context).logsumexp(1)
+        z, logdet = self.standard(x)
+        z, change = self.layers(z.to(self.dtype), self._condition(context, labels))
+        return self._base_log_prob(z) + change + logdet.to(change.dtype)
+
+    def _class_log_prob(self) -> Tensor:
+        """Log p(c), (classes,) float64; -inf for a class that no row had."""
+        weight = self.class_weight.double()
+        return (weight / weight.sum()).log()
+
+    def _class_terms(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """``log p(c) + log p(x | c)``, (N, classes)."""
+        n, k = x.shape[0], self.classes
+        every = x[:, None].expand(n, k, *self.shape).reshape(n * k, *self.shape)
+        if context is not None:
+            context = context[:, None].expand(n, k, -1).reshape(n * k, -1)
+        labels = torch.arange(k, device=x.device).repeat(n)
+        terms = self._density(every, context, labels).view(n, k)
+        return terms + self._class_log_prob().to(terms.dtype)
+
+    def _condition(self, context: Tensor | None, labels: Tensor | None) -> Tensor | None:
+        """What the conditioners are told: the standardised context and the class."""
+        parts = []
+        if context is not None:
+            parts.append(self.standard.condition(context))
+        if labels is not None:
+            parts.append(labels[:, None] == torch.arange(self.classes, device=labels.device))
+        return torch.cat([p.to(self.dtype) for p in parts], 1) if parts else None
+
+    def _base_log_prob(self, z: Tensor) -> Tensor:
+        """Standard normal, and uniform on the circle for angles."""
+        z = z.flatten(1)
+        angle = self.standard.circular
+        log_prob = -0.5 * (z * z + math.log(2 * math.pi))
+        if angle is not None:
+            log_prob = torch.where(angle, -math.log(2 * math.pi), log_prob)
+        return log_prob.sum(1)
+
+    def _base_draw(self, u: Tensor, temperature: float) -> Tensor:
+        """Latents (N, D) from uniforms."""
+        z = torch.special.ndtri(u.clamp(min=2.0**-54)) * temperature
+        angle = self.standard.circular
+        return z if angle is None else torch.where(angle, math.pi * (2 * u - 1), z)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode afterwards."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def seed_of(random_state: Any) -> int:
+    """A seed from a seed, a generator of NumPy or torch, or torch's own.
+
+    Raises:
+        TypeError: something else.
+    """
+    if random_state is None or isinstance(random_state, torch.Generator):
+        device = "cpu" if random_state is None else random_state.device
+        top = (1 << 63) - 1
+        return int(torch.randint(top, (), generator=random_state, device=device))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(1 << 31))
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(1 << 63))
+    if isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
+        return int(random_state)
+    raise TypeError(
+        "random_state: expected None, an integer or a generator of NumPy or torch, got "
+        f"{type(random_state).__name__}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As in a file: JSON knows no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_sizes(
+    model: str,
+    shape: Sequence[int],
+    context: int,
+    classes: int,
+    dequantize: int | None,
+    logit: float | None,
+    **more: int,
+) -> None:
+    """Refuses sizes out of range; ``more`` are at least 1.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    for name, value, least in (
+        *(("size of a row", size, 1) for size in shape),
+        ("context", context, 0),
+        ("classes", classes, 0),
+        ("dequantize", 2 if dequantize is None else dequantize, 2),
+        *((name, value, 1) for name, value in more.items()),
+    ):
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(
+                f"{model}: {name} must be an integer of at least {least}, got {value!r}"
+            )
+    if logit is not None and not 0 < logit < 0.5:
+        raise ValueError(f"{model}: logit must be between 0 and 0.5, got {logit!r}")
