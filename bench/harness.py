@@ -80,6 +80,8 @@ class Setup:
     check: Callable[[dict[str, Output]], dict[str, float]] | None = None  # in place of equality
     needs: Needs | None = None
     unavailable: dict[str, str] = field(default_factory=dict)
+    #: What ours spends on something that every provider must do, timed alone.
+    parts: dict[str, Callable[[], object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,9 @@ def prepare(case: Case) -> Prepared:
 def measure(case: Case, prepared: Prepared | None = None) -> dict:
     """The result of a case, as it is written to JSON; `finish` adds the fraction of the limit."""
     setup, errors, first = prepared or prepare(case)
-    samples: dict[str, list[float]] = {provider.name: [] for provider in setup.providers}
+    parts = [Provider(name, call) for name, call in setup.parts.items()]
+    everyone = [*setup.providers, *parts]
+    samples: dict[str, list[float]] = {provider.name: [] for provider in everyone}
     spent = dict.fromkeys(samples, 0.0)
     for name, (value, wall) in first.items():
         # Work too slow to repeat keeps its checked run; all others start again, warm.
@@ -210,7 +214,7 @@ def measure(case: Case, prepared: Prepared | None = None) -> dict:
             samples[name].append(value)
             spent[name] = wall
     for turn in range(case.rounds):
-        order: Sequence[Provider] = setup.providers if turn % 2 == 0 else setup.providers[::-1]
+        order: Sequence[Provider] = everyone if turn % 2 == 0 else everyone[::-1]
         for provider in order:
             if samples[provider.name] and spent[provider.name] >= case.budget:
                 continue
@@ -225,8 +229,11 @@ def measure(case: Case, prepared: Prepared | None = None) -> dict:
 def _result(
     case: Case, setup: Setup, samples: dict[str, list[float]], errors: dict[str, float]
 ) -> dict:
-    providers = {}
+    providers, parts = {}, {}
     for name, values in samples.items():
+        if name in setup.parts:
+            parts[name] = float(np.median(values))
+            continue
         q1, median, q3 = (float(q) for q in np.percentile(values, (25, 50, 75)))
         providers[name] = {
             "median": median,
@@ -248,6 +255,7 @@ def _result(
         "providers": providers,
         "unavailable": setup.unavailable,
         "ratio": ratio,
+        "parts": {name: {"median": value, "share": value / ours} for name, value in parts.items()},
         "best_baseline": min(ratio, key=ratio.get) if ratio else None,
         "needs": vars(setup.needs) if setup.needs else None,
         "limit": None,

@@ -119,6 +119,34 @@ def _likelihood(job: dict) -> dict:
     }
 
 
+def _spline(job: dict) -> dict:
+    import torch
+
+    from .flow_data import gradients_of_results, spline_arguments
+    from .flow_functions import spline
+
+    torch.set_num_threads(job["threads"])
+    function = spline(job["provider"])
+    whole = spline_arguments(job["n"], job["d"], job["bins"])
+    few = tuple(a[:64].clone().requires_grad_() for a in whole)
+    whole = tuple(a.requires_grad_() for a in whole)
+    for arguments in (few, whole):
+        shape = arguments[0].shape
+        incoming = gradients_of_results(shape, shape)
+        with _Peak() as memory:
+            started = time.perf_counter()
+            results = function(*arguments)
+            slopes = torch.autograd.grad(results, arguments, incoming)
+            seconds = time.perf_counter() - started
+    gradients = sum(slope.nbytes for slope in slopes)
+    return {
+        "mb": (memory.peak - memory.before - gradients) / MB,
+        "seconds": seconds,
+        "how": memory.how,
+        "norms": [float(array.detach().double().norm()) for array in (*results, *slopes)],
+    }
+
+
 def measure_peak(provider: str, n: int, d: int, k: int, init: str, threads: int) -> dict:
     """Peak of ``fit`` in MB beyond X for a diagonal float32 mixture, two iterations.
 
@@ -133,6 +161,14 @@ def measure_likelihood_peak(provider: str, b: int, t: int, d: int, k: int, threa
     ``provider`` is "evidens" or a function of ``torch_hmm``.
     """
     return _measure(dict(work="likelihood", provider=provider, b=b, t=t, d=d, k=k, threads=threads))
+
+
+def measure_spline_peak(provider: str, n: int, d: int, bins: int, threads: int) -> dict:
+    """Peak of a spline and its gradients in MB beyond the arguments and their gradients, float32.
+
+    ``provider`` is one that ``flow_functions.spline`` knows.
+    """
+    return _measure(dict(work="spline", provider=provider, n=n, d=d, bins=bins, threads=threads))
 
 
 def _measure(job: dict) -> dict:
@@ -153,5 +189,5 @@ def _measure(job: dict) -> dict:
 def main() -> None:
     """The measuring process: the job in ``argv``, the result on standard output."""
     job = json.loads(sys.argv[1])
-    work = {"fit": _fit, "likelihood": _likelihood}[job["work"]]
+    work = {"fit": _fit, "likelihood": _likelihood, "spline": _spline}[job["work"]]
     print(json.dumps(work(job)))

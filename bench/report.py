@@ -112,6 +112,9 @@ def terminal_table(results: list[dict]) -> str:
                     "; ".join(texts) if ours else "",
                 )
             )
+        for name, part in result.get("parts", {}).items():
+            share = f"{part['share']:.0%} of ours"
+            rows.append(("", "", f"  {name}", value_text(part["median"], unit), share, *[""] * 5))
         for name, reason in result["unavailable"].items():
             rows.append(("", "", name, "-", reason[:40], "", "", "", "", ""))
     return align(rows, right=(3, 5, 6, 7))
@@ -133,7 +136,8 @@ def machine_lines(machine: dict) -> str:
     pools = ", ".join(f"{p['pool']} ({p['of']}) {p['threads']}" for p in machine["pools"])
     gemm = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates["gemm"].items())
     exp = ", ".join(f"{name} {rate / 1e9:.2f}" for name, rate in rates["exp"].items())
-    versions = ("evidens", "torch", "numpy", "sklearn", "hmmlearn", "dynamax", "jax", "python")
+    versions = ("evidens", "torch", "numpy", "sklearn", "hmmlearn", "dynamax", "jax", "nflows",
+                "normflows", "zuko", "python")  # fmt: skip
     return "\n".join(
         (
             f"machine   {machine_text(machine)}; {machine['cores']} cores; {machine['os']}",
@@ -156,6 +160,8 @@ def _measured(result: dict) -> str:
     if any(f["kind"] == "error" for f in floors):
         value = f"error {error_text(result['providers'][OURS]['error'])}"
         text = f"{value} ({text})" if text else value
+    shares = (f"{name} {p['share']:.0%}" for name, p in result.get("parts", {}).items())
+    text = "; ".join(filter(None, (text, *shares)))
     missed = result["reached"] is not None and False in result["reached"]
     return f"{text}, missed" if missed else text
 

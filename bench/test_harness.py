@@ -99,6 +99,25 @@ def test_a_baseline_that_fails_is_named_and_ours_is_not_spared():
         harness.measure(case)
 
 
+def test_parts_are_timed_but_no_rivals():
+    """A part is a share of our time: neither a ratio nor the best baseline."""
+    case = _case(dict.fromkeys((OURS, "other"), 2.0), {OURS: 1e3, "other": 2e3})
+    setup = case.build()
+    called = []
+    setup.parts = {"optimizer": lambda: called.append(1)}
+    result = harness.measure(case, harness.Prepared(setup, {}, {}))
+    assert result["ratio"] == {"other": 2.0}
+    assert set(result["providers"]) == {OURS, "other"}
+    part = result["parts"]["optimizer"]
+    assert called
+    assert part["share"] == pytest.approx(part["median"] / 1e3)
+    harness.finish(result, CEILINGS, judge=True)
+    assert "0% of ours" in report.terminal_table([result])
+    machine = {"cpu": "a", "isa": "b", "threads": 2}
+    content = report.document("flows", "full", machine, [result])
+    assert "2.0x other; optimizer 0%" in report.markdown_table([content], False)
+
+
 def test_tables_hold_speed_and_error():
     """Both tables show what the result holds."""
     floors = (Floor("ratio", 4, "other"),)

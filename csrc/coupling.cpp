@@ -7,13 +7,15 @@
 
 #include "coupling_maps.h"
 #include "kernels.h"
+#include "stream.h"
 
 namespace EVIDENS_NAMESPACE {
 namespace {
 
-constexpr int64_t kChunk = 1024;       // elements of a buffer, but for the last chunk of a run: twice that
-constexpr int64_t kUnit = 1 << 15;     // elements of x that a unit aims at
-constexpr int64_t kLongRow = 1 << 17;  // elements from which a row is cut into parts
+constexpr int64_t kChunk = 1024;                  // elements of a buffer, but for the last chunk of a run: twice that
+constexpr int64_t kUnit = 1 << 15;                // elements of x that a unit aims at
+constexpr int64_t kLongRow = 1 << 17;             // elements from which a row is cut into parts
+constexpr int64_t kPastCache = int64_t(8) << 20;  // bytes of a result from which it is written past the cache
 constexpr int kBuffers = 8;
 
 enum Kind : int64_t { kRuns, kAlternating, kScattered };
@@ -40,6 +42,7 @@ int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // What one call of a dense function reads and writes; null where there is none.
 template <class T> struct Dense {
+  bool past_cache;  // results are written past the cache; then they are aligned
   const T *x, *r, *t;
   T *y, *l;
   const T *gy, *gl;  // gl: one per element, where `gl_row` is not for all
@@ -49,11 +52,6 @@ template <class T> struct Dense {
 
 template <class T, class P> EVIDENS_INLINE P *past(P *p, int64_t i) { return p == nullptr ? p : p + i; }
 
-template <class T> EVIDENS_INLINE Dense<T> at(const Dense<T> &d, int64_t i) {
-  return {past<T>(d.x, i),  past<T>(d.r, i), past<T>(d.t, i),  past<T>(d.y, i),  past<T>(d.l, i), past<T>(d.gy, i),
-          past<T>(d.gl, i), d.gl_row,        past<T>(d.gx, i), past<T>(d.gr, i), past<T>(d.gt, i)};
-}
-
 template <class T> EVIDENS_INLINE Vec<T> load_or_zero(const T *p, int64_t i) {
   return p == nullptr ? Vec<T>{} : load(p + i);
 }
@@ -62,8 +60,8 @@ template <class T, int Map, bool Inverse>
 EVIDENS_INLINE Vec<T> forward_step(const Dense<T> &d, int64_t i, const MapConstants<T> &k) {
   const Vec<T> x = load(d.x + i), t = load_or_zero(d.t, i);
   const Factor<T> f = factor<T, Map, Inverse, false>(Map == kCouplingAdditive ? Vec<T>{} : load(d.r + i), k);
-  if constexpr (Map == kCouplingAdditive) store(d.y + i, Inverse ? x - t : x + t);
-  else store(d.y + i, Inverse ? (x - t) * f.m : x * f.m + t);
+  if constexpr (Map == kCouplingAdditive) put(d.y + i, Inverse ? x - t : x + t, d.past_cache);
+  else put(d.y + i, Inverse ? (x - t) * f.m : x * f.m + t, d.past_cache);
   if (d.l != nullptr) store(d.l + i, f.l);
   return f.l;
 }
@@ -74,10 +72,11 @@ EVIDENS_INLINE void backward_step(const Dense<T> &d, int64_t i, const MapConstan
   const Vec<T> gl = d.gl == nullptr ? broadcast<T>(d.gl_row) : load(d.gl + i);
   const Factor<T> f = factor<T, Map, Inverse, true>(Map == kCouplingAdditive ? Vec<T>{} : load(d.r + i), k);
   const Vec<T> gx = Map == kCouplingAdditive ? gy : gy * f.m;
-  if (d.gx != nullptr) store(d.gx + i, gx);
-  if (d.gt != nullptr) store(d.gt + i, Inverse ? -gx : gy);
+  if (d.gx != nullptr) put(d.gx + i, gx, d.past_cache);
+  if (d.gt != nullptr) put(d.gt + i, Inverse ? -gx : gy, d.past_cache);
   // x dm before gy: of the size of y, it overflows only where y does.
-  if (d.gr != nullptr) store(d.gr + i, Inverse ? (x - t) * f.dm * gy - gl * f.dl : x * f.dm * gy + gl * f.dl);
+  if (d.gr != nullptr)
+    put(d.gr + i, Inverse ? (x - t) * f.dm * gy - gl * f.dl : x * f.dm * gy + gl * f.dl, d.past_cache);
 }
 
 // Copies what is narrower than a vector into `lanes`, so that whole vectors can be read.
@@ -91,9 +90,18 @@ template <class T> struct Narrow {
     return lanes[slot];
   }
   Narrow(const Dense<T> &d, int64_t n)
-      : dense{take(0, d.x, n, true),   take(1, d.r, n, true),   take(2, d.t, n, true),  take(3, d.y, n, false),
-              take(4, d.l, n, false),  take(5, d.gy, n, true),  take(6, d.gl, n, true), d.gl_row,
-              take(7, d.gx, n, false), take(8, d.gr, n, false), take(9, d.gt, n, false)} {}
+      : dense{false,
+              take(0, d.x, n, true),
+              take(1, d.r, n, true),
+              take(2, d.t, n, true),
+              take(3, d.y, n, false),
+              take(4, d.l, n, false),
+              take(5, d.gy, n, true),
+              take(6, d.gl, n, true),
+              d.gl_row,
+              take(7, d.gx, n, false),
+              take(8, d.gr, n, false),
+              take(9, d.gt, n, false)} {}
   void give(int slot, T *to, int64_t n) const {
     if (to == nullptr) return;
     for (int64_t i = 0; i < n; ++i) to[i] = lanes[slot][i];
@@ -104,7 +112,7 @@ template <class T> struct Narrow {
 template <class T, int Map, bool Inverse>
 double dense_forward(int64_t n, const Dense<T> &given, const MapConstants<T> &constants) {
   constexpr int W = width<T>;
-  const Dense<T> d = given;  // in registers: a store to y might change what a reference names
+  Dense<T> d = given;  // in registers: a store to y might change what a reference names
   const MapConstants<T> k = constants;
   Total total;
   int64_t i = 0;
@@ -115,6 +123,7 @@ double dense_forward(int64_t n, const Dense<T> &given, const MapConstants<T> &co
   if (i < n) {
     const Vec<Int<T>> lane = lane_numbers<T>();
     if (n >= W) {
+      d.past_cache = false;  // not aligned
       const Vec<T> l = forward_step<T, Map, Inverse>(d, n - W, k);
       if constexpr (Map != kCouplingAdditive) add(total, lane >= Int<T>(i - (n - W)) ? l : Vec<T>{});
     } else {
@@ -131,11 +140,12 @@ double dense_forward(int64_t n, const Dense<T> &given, const MapConstants<T> &co
 template <class T, int Map, bool Inverse>
 double dense_backward(int64_t n, const Dense<T> &given, const MapConstants<T> &constants) {
   constexpr int W = width<T>;
-  const Dense<T> d = given;
+  Dense<T> d = given;
   const MapConstants<T> k = constants;
   int64_t i = 0;
   for (; i + W <= n; i += W) backward_step<T, Map, Inverse>(d, i, k);
   if (i < n && n >= W) {
+    d.past_cache = false;
     backward_step<T, Map, Inverse>(d, n - W, k);
   } else if (i < n) {
     const Narrow<T> narrow(d, n);
@@ -165,10 +175,11 @@ template <class T> constexpr Functions<T> functions = make_functions<T>();
 
 // --- moving elements -----------------------------------------------------------------------------
 
-template <class T> EVIDENS_INLINE void copy(int64_t n, const T *from, T *to) {
+template <class T> EVIDENS_INLINE void copy(int64_t n, const T *from, T *to, bool past_cache = false) {
   constexpr int W = width<T>;
   int64_t i = 0;
-  for (; i + W <= n; i += W) store(to + i, load(from + i));
+  past_cache = past_cache && on_a_vector(to);
+  for (; i + W <= n; i += W) put(to + i, load(from + i), past_cache);
   if (i == n) return;
   if (n >= W) store(to + n - W, load(from + n - W));
   else
@@ -281,6 +292,7 @@ template <class T> struct Call {
   bool backward;
   T *buffer;     // kBuffers of 2 * kChunk elements
   int64_t size;  // of a row of x
+  bool past_cache;
 
   T *scratch(int i) const { return buffer + i * 2 * kChunk; }
   const T *x(int64_t row) const { return static_cast<const T *>(p.x) + row * p.x_row; }
@@ -298,7 +310,7 @@ template <class T> struct Call {
     const T *from = in(row);
     if (to == nullptr) return;
     if (from == nullptr) clear(n, to + begin);
-    else copy(n, from + begin, to + begin);
+    else copy(n, from + begin, to + begin, past_cache);
   }
   // Views of one conditioner output are copied first, one after the other: the memory then sees one
   // stream instead of two that take turns, which is a third faster.
@@ -352,6 +364,7 @@ template <class T> double run_row(const Call<T> &c, int64_t row, int64_t begin, 
       } else {
         d.y = c.out(row) + b;
       }
+      d.past_cache = c.past_cache && on_a_vector(d.y, d.gx, d.gr, d.gt);
       total += c.run(n, d, c.k);
       b += n;
     }
@@ -487,18 +500,20 @@ template <class T> int64_t prepare(const CouplingParams &p, const CouplingPlan &
 }
 
 template <class T, bool Backward>
-void run(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, void *shared, void *worker) {
+void run_unit(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, void *shared, void *worker) {
   const Layout &s = *static_cast<const Layout *>(shared);
   const int map = p.scale == nullptr                          ? int(kCouplingAdditive)
                   : p.map == kCouplingSigmoid && p.clamp == 0 ? int(kCouplingSigmoidZero)
                                                               : p.map;
+  const int64_t size = p.features * p.places;
   const Call<T> c = {p,
                      s,
                      map_constants<T>(p),
                      functions<T>.of[Backward][p.inverse][map],
                      Backward,
                      static_cast<T *>(worker),
-                     p.features * p.places};
+                     size,
+                     p.rows * size * int64_t(sizeof(T)) >= kPastCache};
   const int64_t block = unit / plan.parts, part = unit % plan.parts;
   const int64_t begin = block * plan.block;
   const int64_t end = begin + plan.block < p.rows ? begin + plan.block : p.rows;
@@ -524,6 +539,12 @@ void run(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, void *
     const double total = s.kind == kRuns ? run_row<T>(c, row, 0, c.size) : packed_row<T>(c, row);
     if (!Backward) logdet[row] = T(p.inverse ? -total : total);
   }
+}
+
+template <class T, bool Backward>
+void run(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, void *shared, void *worker) {
+  run_unit<T, Backward>(unit, p, plan, shared, worker);
+  finish_stream();
 }
 
 template <class T> void finish(const CouplingParams &p, const CouplingPlan &plan, const void *shared) {

@@ -285,6 +285,12 @@ template <class T> EVIDENS_INLINE Vec<T> log(Vec<T> x) {
   return x >= T(0) ? y : broadcast<T>(T(__builtin_nan("")));
 }
 
+template <class T> EVIDENS_INLINE Vec<T> log_normal(Vec<T> x) {  // of positive normal numbers, and NaN
+  Vec<T> f, e;
+  split_exponent<T>(x, f, e);
+  return x == x ? log_reduced<T>(f, e) : x;
+}
+
 template <class T> EVIDENS_INLINE Vec<T> log1p(Vec<T> x) {
   const T inf = T(__builtin_inf());
   const Vec<T> u = T(1) + x;

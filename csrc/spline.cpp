@@ -84,9 +84,12 @@ template <class T, int Map> struct Spline {
   EVIDENS_METHOD V slope_of(V raw) const {
     if (knots) return clamp<T>(raw, broadcast<T>(1 / steepest<T>), broadcast<T>(steepest<T>));
     V d;
-    if (softmax) d = T(p.min_derivative) + softplus<T>(raw * T(p.beta)) * T(1 / p.beta);
-    else d = exp<T>(raw / (T(1) + abs<T>(raw) * T(-1 / p.log_slope)));
-    return min<T>(d, broadcast<T>(steepest<T>));
+    if (softmax) {
+      // softplus, whose tail below 2^-bias does not count beside a floor
+      const V z = raw * T(p.beta), t = max<T>(broadcast<T>(T(1 - Float<T>::bias)), -abs<T>(z) * Float<T>::log2e);
+      d = T(p.min_derivative) + (max<T>(z, V{}) + log1p_unit<T>(exp2_normal<T>(t))) * T(1 / p.beta);
+    } else d = exp<T>(raw / (T(1) + abs<T>(raw) * T(-1 / p.log_slope)));
+    return clamp<T>(d, broadcast<T>(1 / steepest<T>), broadcast<T>(steepest<T>));
   }
   // Its derivative by the parameter, times g.
   EVIDENS_METHOD V slope_gradient(V raw, V d, V g) const {
@@ -197,7 +200,7 @@ template <class T, int Map> struct Spline {
   // Value and log-slope of the direction taken, tails included.
   template <bool Inverse> EVIDENS_METHOD V value(const Lanes<T> &z, V original, const Inside &e, V &logdet) const {
     V out = e.value;
-    const V log_slope = log<T>(e.slope);
+    const V log_slope = log_normal<T>(e.slope);
     logdet = Inverse ? -log_slope : log_slope;
     const I outside = z.below | z.above, bounded = z.tails == Int<T>(evidens::kNoTails);
     if (knots) {
@@ -210,10 +213,12 @@ template <class T, int Map> struct Spline {
       out = outside & ~bounded ? original : out;
       logdet = outside & ~bounded ? V{} : logdet;
     }
-    // Without tails nothing lies outside but what rounding has moved there.
-    const V range = Inverse ? z.top - z.bottom : z.right - z.left;
-    const I far = abs<T>(original - z.given) > range * T(sizeof(T) == 8 ? 1e-12 : 1e-5);
-    logdet = outside & bounded & far ? broadcast<T>(T(-__builtin_inf())) : logdet;
+    if (p.mixed || p.tails[0] == evidens::kNoTails) {
+      // Nothing lies outside but what rounding has moved there.
+      const V range = Inverse ? z.top - z.bottom : z.right - z.left;
+      const I far = abs<T>(original - z.given) > range * T(sizeof(T) == 8 ? 1e-12 : 1e-5);
+      logdet = outside & bounded & far ? broadcast<T>(T(-__builtin_inf())) : logdet;
+    }
     logdet = original == original ? logdet : original;
     return original == original ? out : original;
   }

@@ -25,7 +25,13 @@ MARKED = re.compile(
     r".*?^(?P<close><!-- /bench:(?P=stem) -->)$",
     re.DOTALL | re.MULTILINE,
 )
-OTHERS = {"hmm": ("hmmlearn", "dynamax", "jax")}  # by stem: baselines besides these of all
+# By stem: baselines besides these of all.
+OTHERS = {
+    "coupling": ("nflows",),
+    "flows": ("nflows", "normflows", "zuko"),
+    "hmm": ("hmmlearn", "dynamax", "jax"),
+    "spline": ("nflows", "normflows", "zuko"),
+}
 OPEN = re.compile(r"^<!-- bench:", re.MULTILINE)
 
 

@@ -7,6 +7,7 @@ import html
 import numpy as np
 
 from evidens._tour_figures import anomaly_figures, bars, digit, grid, number
+from evidens._tour_flows import Pictures
 from evidens._tour_measure import Array, Row, Tour
 from evidens._tour_sequences import RowByRow
 from evidens._tour_style import CSS
@@ -51,7 +52,7 @@ def numbers(tour: Tour) -> str:
             number(b and 1e3 * b, ".1f"),
             number(b and b / a, ".1f") + ("&times;" if b else ""),
             *(number(value, ".3f") for value in row.mean_auroc),
-            f"{row.rmse:.2f}",
+            number(row.rmse, ".2f"),
         ]
         head = f"<th scope=row>{row.family.name} <small>{html.escape(row.family.setting)}</small>"
         body.append(f"<tr>{head}</th>" + "".join(f"<td>{c}</td>" for c in cells))
@@ -108,7 +109,7 @@ def missing(row: Row, tour: Tour) -> str:
         f"<p class=strip>{name}</p>{grid(images, 10, f'The digits 0 to 9, {name}')}"
         for name, images in strips
     )
-    cases = [(r.name, r.rmse, True) for r in tour.rows]
+    cases = [(r.name, r.rmse, True) for r in tour.rows if r.rmse is not None]
     cases += [(name, rmse, False) for name, rmse in tour.baselines.items()]
     error = "error of the hidden pixels, in grey levels (root mean square)"
     kept = (
@@ -158,13 +159,14 @@ def row_by_row(row: Row, tour: Tour) -> str:
     """What a model of sequences makes of the digits: its states, hidden rows, and its draws."""
     if not isinstance(row.model, RowByRow):
         return ""
-    d = tour.digits
+    d, auroc = tour.digits, number(row.mean_auroc[0], ".3f")
     chosen = [int(np.flatnonzero(d.held_out_labels == k)[1]) for k in range(10)]
     written = d.held_out[chosen]
     hidden = np.zeros((8, 8), dtype=bool)
     hidden[3:5] = True
     seen = np.where(hidden.ravel(), np.nan, written + 0.5)
     drawn, _ = draws(row.model, 20)
+    mixtures = [r.nats[0] for r in tour.rows if hasattr(r.model, "weights_")]
     strips = (
         ("written", [digit(image) for image in written], 10),
         (
@@ -186,15 +188,33 @@ def row_by_row(row: Row, tour: Tour) -> str:
         " belongs to one of"
         f" {len(row.model.model.means_)} hidden states. It knows a digit by what may follow what:"
         f" {number(row.nats[0], '.1f')} nats per digit, where the best mixture has"
-        f" {number(max(r.nats[0] for r in tour.rows if r is not row), '.1f')}. It is also easily"
+        f" {number(max(mixtures), '.1f')}. It is also easily"
         " pleased by a digit it never saw, which is made of rows that it did see: as a detector it"
-        f" is worse (AUROC {row.mean_auroc[0]:.3f}).</p>{pictures}</section>"
+        f" is worse (AUROC {auroc}).</p>{pictures}</section>"
+    )
+
+
+def by_flow(row: Row, tour: Tour) -> str:
+    """Draws of a flow on images."""
+    if not isinstance(row.model, Pictures):
+        return ""
+    drawn, _ = draws(row.model, 60)
+    return (
+        "<section><h2>Bent into shape</h2><p><code>evidens.Glow</code> has no components and no"
+        " states: it bends a normal distribution of 64 numbers into one of digits, by layers that"
+        " can be undone, so that the density stays exact. It reaches"
+        f" {number(row.nats[0], '.1f')} nats per held-out digit after {row.fit_seconds[0]:.0f}"
+        " seconds, and it drew these.</p>"
+        + grid((digit(image) for image in drawn), 15, "60 digits drawn from the flow")
+        + "</section>"
     )
 
 
 def speed(tour: Tour) -> str:
     parts = []
     for row in tour.rows:
+        if row.family.trained_once:
+            continue
         cases = [f"<h3>{row.family.name} <small>{row.family.setting}</small></h3>"]
         for name, (a, b) in row.seconds.items():
             sides, ratio = [("evidens", 1e3 * a, True)], ""
@@ -235,6 +255,7 @@ def render(tour: Tour) -> str:
             typical(first, tour),
             anomalies(first, tour),
             *(row_by_row(row, tour) for row in tour.rows),
+            *(by_flow(row, tour) for row in tour.rows),
             speed(tour),
             colophon(tour),
         ]

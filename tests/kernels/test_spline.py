@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from ops.spline_cases import F32, F64, MIX, PARAMETERS, bounds, close, reference, spline
+from ops.comparison import assert_within
+from ops.spline_cases import F32, F64, MIX, NAMES, PARAMETERS, bounds, reference, spline
 
 import evidens
 from evidens import ops
@@ -125,7 +126,6 @@ def test_nothing_to_do(device, shape):
 # --- the launchers themselves ---------------------------------------------------------------------
 
 EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
-NAMES = ("x", "widths", "heights", "derivatives")
 
 
 def make(device, *arguments, **more):
@@ -147,7 +147,7 @@ def within_bounds(got, case, inverse):
     host = case.with_(**{k: getattr(case, k).cpu() for k in NAMES})
     for a, b, bound in zip(got, reference(host, inverse), bounds(host, inverse)):
         assert a.dtype is case.x.dtype
-        close(a.cpu(), b, bound)
+        assert_within(a.cpu(), b, bound)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)

@@ -7,13 +7,12 @@ import shutil
 
 import pytest
 import torch
-from ops.spline_cases import F32, F64, MIX, PARAMETERS, TAILS, coupling, op, spline
+from ops.spline_cases import F32, F64, MIX, NAMES, PARAMETERS, TAILS, coupling, op, spline
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import evidens
 from evidens import ops
 
-NAMES = ("x", "widths", "heights", "derivatives")
 ACTIVE = torch.tensor([3, 0, 5])
 
 
