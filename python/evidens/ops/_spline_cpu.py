@@ -51,7 +51,8 @@ def _run(
 ) -> None:
     """``tensors``: y, logdet, grad_y, grad_logdet, grad_x; None for what the call does not have."""
     map, tails, box, (min_width, min_height, min_derivative, beta, slope, scale), inverse = options
-    edges, stored = groups[0][-1], groups[2][-1]
+    widths, heights, derivatives = groups
+    edges, stored = widths[-1], derivatives[-1]
     bins = edges - 1 if map == KNOTS else edges
     # A list of tails stores the slope of every knot; linear tails by name leave out the outer ones.
     first_slope = map != KNOTS and len(tails) == 1 and tails[0] == LINEAR
@@ -76,7 +77,9 @@ def _run(
         tails,
         box,
         (min_width, min_height, min_derivative, beta, math.log(slope), scale),
-        *groups,
+        widths,
+        heights,
+        derivatives,
         x.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in tensors),
     )
