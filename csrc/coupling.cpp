@@ -189,8 +189,8 @@ template <class T> EVIDENS_INLINE void clear(int64_t n, T *to) {
   for (int64_t i = 0; i < n; ++i) to[i] = T(0);
 }
 
-template <class T, int... I> EVIDENS_INLINE Vec<T> even_lanes_(Vec<T> a, Vec<T> b, Indices<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...);
+template <class T, int Odd, int... I> EVIDENS_INLINE Vec<T> every_second_(Vec<T> a, Vec<T> b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + Odd)...);
 }
 template <class T, int... I> EVIDENS_INLINE Vec<T> twice_low_(Vec<T> a, Indices<I...>) {
   return __builtin_shufflevector(a, a, (I / 2)...);
@@ -225,45 +225,52 @@ template <class T> void scatter(const T *from, const uint32_t *index, int64_t n,
   }
 }
 
+// Every second element of n pairs, of which `left` elements exist.
+template <class T, int Odd> void take_second(const T *from, int64_t left, int64_t n, T *to) {
+  constexpr int W = width<T>;
+  int64_t i = 0;
+  for (; i + W <= n && 2 * (i + W) <= left; i += W) {
+    const Vec<T> low = load(from + 2 * i), high = load(from + 2 * i + W);
+    store(to + i, every_second_<T, Odd>(low, high, typename MakeIndices<W>::type()));
+  }
+  for (; i < n; ++i) to[i] = from[2 * i + Odd];
+}
+// And back, beside what `in` holds there (null: zero).
+template <class T, int Odd>
+void give_second(const T *from, const T *in, int64_t left, int64_t n, T *to, bool past_cache) {
+  constexpr int W = width<T>;
+  typedef typename MakeIndices<W>::type Lanes;
+  const Vec<Int<T>> active = (lane_numbers<T>() & 1) == Odd;
+  past_cache = past_cache && on_a_vector(to);
+  int64_t i = 0;
+  for (; i + W <= n && 2 * (i + W) <= left; i += W) {
+    const Vec<T> v = load(from + i), low = load_or_zero(in, 2 * i), high = load_or_zero(in, 2 * i + W);
+    put(to + 2 * i, active ? twice_low_<T>(v, Lanes()) : low, past_cache);
+    put(to + 2 * i + W, active ? twice_high_<T>(v, Lanes()) : high, past_cache);
+  }
+  for (; i < n; ++i) {
+    const int64_t other = 2 * i + 1 - Odd;
+    to[2 * i + Odd] = from[i];
+    if (other < left) to[other] = in == nullptr ? T(0) : in[other];
+  }
+}
+
 // Dense elements [e, e + n) of one row of x into `to`.
 template <class T> void pack(const Layout &s, const CouplingParams &p, const T *row, int64_t e, int64_t n, T *to) {
-  int64_t i = 0;
-  if (s.kind == kAlternating) {
-    constexpr int W = width<T>;
-    typedef typename MakeIndices<W>::type Lanes;
-    const T *from = row + s.first + 2 * e;
-    const int64_t left = p.features - s.first - 2 * e;  // of the row
-    for (; i + W <= n && 2 * (i + W) <= left; i += W)
-      store(to + i, even_lanes_<T>(load(from + 2 * i), load(from + 2 * i + W), Lanes()));
-    for (; i < n; ++i) to[i] = from[2 * i];
-  } else {
-    gather<T>(row, s.index + e, n, to);
-  }
+  const int64_t begin = s.first / 2 * 2 + 2 * e, left = p.features - begin;
+  if (s.kind == kScattered) gather<T>(row, s.index + e, n, to);
+  else if (s.first % 2 == 0) take_second<T, 0>(row + begin, left, n, to);
+  else take_second<T, 1>(row + begin, left, n, to);
 }
 // And back into a row; between alternating elements stands what `in` holds there (null: zero), around
 // scattered ones what the row itself holds.
 template <class T>
-void unpack(const Layout &s, const CouplingParams &p, const T *from, int64_t e, int64_t n, const T *in, T *row) {
-  int64_t i = 0;
-  if (s.kind == kAlternating) {
-    constexpr int W = width<T>;
-    typedef typename MakeIndices<W>::type Lanes;
-    const Vec<Int<T>> active = (lane_numbers<T>() & 1) == 0;
-    const int64_t begin = s.first + 2 * e, left = p.features - begin;
-    T *to = row + begin;
-    in = past<T>(in, begin);
-    for (; i + W <= n && 2 * (i + W) <= left; i += W) {
-      const Vec<T> v = load(from + i), low = load_or_zero(in, 2 * i), high = load_or_zero(in, 2 * i + W);
-      store(to + 2 * i, active ? twice_low_<T>(v, Lanes()) : low);
-      store(to + 2 * i + W, active ? twice_high_<T>(v, Lanes()) : high);
-    }
-    for (; i < n; ++i) {
-      to[2 * i] = from[i];
-      if (2 * i + 1 < left) to[2 * i + 1] = in == nullptr ? T(0) : in[2 * i + 1];
-    }
-  } else {
-    scatter<T>(from, s.index + e, n, row);
-  }
+void unpack(const Layout &s, const CouplingParams &p, const T *from, int64_t e, int64_t n, const T *in, T *row,
+            bool past_cache) {
+  const int64_t begin = s.first / 2 * 2 + 2 * e, left = p.features - begin;
+  if (s.kind == kScattered) scatter<T>(from, s.index + e, n, row);
+  else if (s.first % 2 == 0) give_second<T, 0>(from, past<T>(in, begin), left, n, row + begin, past_cache);
+  else give_second<T, 1>(from, past<T>(in, begin), left, n, row + begin, past_cache);
 }
 
 // Dense elements [e, e + n) of a row of scale or shift: where they lie, or gathered into `buffer`.
@@ -322,9 +329,8 @@ template <class T> struct Call {
   }
   // What `unpack` leaves out.
   void around(int64_t row) const {
-    const int64_t end = s.first + 2 * s.elements;
-    const int64_t head = s.kind == kAlternating ? s.first : size;
-    passive(row, 0, head);
+    const int64_t begin = s.first / 2 * 2, end = begin + 2 * s.elements;
+    passive(row, 0, s.kind == kAlternating ? begin : size);
     if (s.kind == kAlternating && end < size) passive(row, end, size - end);
   }
   // Dense elements from e of a row on, but for x, grad_y and what belongs to them.
@@ -391,7 +397,7 @@ template <class T> double packed_row(const Call<T> &c, int64_t row) {
       d.y = c.scratch(4);
     }
     total += c.run(n, d, c.k);
-    if (c.out(row) != nullptr) unpack<T>(c.s, c.p, c.scratch(4), e, n, c.in(row), c.out(row));
+    if (c.out(row) != nullptr) unpack<T>(c.s, c.p, c.scratch(4), e, n, c.in(row), c.out(row), c.past_cache);
     e += n;
   }
   return total;
@@ -434,7 +440,7 @@ template <class T> void packed_rows(const Call<T> &c, int64_t begin, int64_t end
   c.run((end - begin) * size, d, c.k);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = (row - begin) * size;
-    if (c.out(row) != nullptr) unpack<T>(c.s, p, c.scratch(4) + at, 0, size, c.in(row), c.out(row));
+    if (c.out(row) != nullptr) unpack<T>(c.s, p, c.scratch(4) + at, 0, size, c.in(row), c.out(row), c.past_cache);
     if (c.backward) continue;
     double total = 0;
     for (int64_t i = 0; i < size; ++i) total += c.scratch(6)[at + i];
@@ -502,9 +508,8 @@ template <class T> int64_t prepare(const CouplingParams &p, const CouplingPlan &
 template <class T, bool Backward>
 void run_unit(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, void *shared, void *worker) {
   const Layout &s = *static_cast<const Layout *>(shared);
-  const int map = p.scale == nullptr                          ? int(kCouplingAdditive)
-                  : p.map == kCouplingSigmoid && p.clamp == 0 ? int(kCouplingSigmoidZero)
-                                                              : p.map;
+  const bool no_offset = p.map == kCouplingSigmoid && T(p.clamp) < Float<T>::smallest;
+  const int map = p.scale == nullptr ? int(kCouplingAdditive) : no_offset ? int(kCouplingSigmoidZero) : p.map;
   const int64_t size = p.features * p.places;
   const Call<T> c = {p,
                      s,
@@ -513,7 +518,7 @@ void run_unit(int64_t unit, const CouplingParams &p, const CouplingPlan &plan, v
                      Backward,
                      static_cast<T *>(worker),
                      size,
-                     p.rows * size * int64_t(sizeof(T)) >= kPastCache};
+                     s.kind != kScattered && p.rows * size * int64_t(sizeof(T)) >= kPastCache};
   const int64_t block = unit / plan.parts, part = unit % plan.parts;
   const int64_t begin = block * plan.block;
   const int64_t end = begin + plan.block < p.rows ? begin + plan.block : p.rows;

@@ -68,12 +68,15 @@ EVIDENS_INLINE Factor<T> factor(Vec<T> r, const MapConstants<T> &k) {
     f.dl = T(1) / (u * u);
     from_log<T, Inverse, Gradient>(f);
   } else if constexpr (Map == kCouplingSigmoid || Map == kCouplingSigmoidZero) {
-    const Vec<T> v = r + T(2), e = exp<T>(-abs<T>(v)), q = T(1) / (T(1) + e), eq = e * q;
+    const Vec<T> v = r + T(2);
+    // Beside an offset nothing is lost where e would be subnormal.
+    const Vec<T> e = Map == kCouplingSigmoid ? exp_nonpositive<T>(-abs<T>(v)) : exp<T>(-abs<T>(v));
+    const Vec<T> q = T(1) / (T(1) + e), eq = e * q;
     const Vec<Int<T>> positive = v >= zero;
     const Vec<T> sigmoid = positive ? q : eq, rest = positive ? eq : q;  // of v, and 1 - it
     if constexpr (Map == kCouplingSigmoid) {
       f.m = sigmoid + k.c;
-      f.l = log<T>(f.m);
+      f.l = log_normal<T>(f.m);
       if constexpr (Gradient) {
         const Vec<T> slope = sigmoid * rest;
         f.dl = slope / f.m;
@@ -81,7 +84,7 @@ EVIDENS_INLINE Factor<T> factor(Vec<T> r, const MapConstants<T> &k) {
       }
       if constexpr (Inverse) invert<T, Gradient>(f);
     } else {
-      f.l = min<T>(zero, v) - log1p<T>(e);
+      f.l = min<T>(zero, v) - log1p_unit<T>(e);
       f.dl = rest;
       if constexpr (Inverse) {
         from_log<T, Inverse, Gradient>(f);
@@ -92,9 +95,9 @@ EVIDENS_INLINE Factor<T> factor(Vec<T> r, const MapConstants<T> &k) {
     }
   } else if constexpr (Map == kCouplingSoftplus) {
     const Vec<T> e = exp<T>(-abs<T>(r)), q = T(1) / (T(1) + e);
-    f.m = (max<T>(zero, r) + log1p<T>(e)) + k.c;
+    f.m = (max<T>(zero, r) + log1p_unit<T>(e)) + k.c;
     const Vec<Int<T>> exponential = r < k.linear;
-    f.l = exponential ? r : log<T>(f.m);
+    f.l = exponential || f.m > Float<T>::largest ? r : log_normal<T>(f.m);
     if constexpr (Gradient) {
       f.dm = r >= zero ? q : e * q;
       f.dl = exponential ? one : f.dm / f.m;
@@ -119,7 +122,7 @@ template <class T> EVIDENS_INLINE MapConstants<T> map_constants(const CouplingPa
   MapConstants<T> k = {T(p.clamp), T(-__builtin_inf())};
   if (p.map == kCouplingAtan) k.c = T(p.clamp * 0.636);  // FrEIA's factor, not 2 / pi
   if (p.map == kCouplingBoundedExp) k.c = T(1. / __builtin_fabs(__builtin_log(p.clamp)));
-  if (p.map == kCouplingSoftplus && p.clamp == 0) k.linear = T(sizeof(T) == 8 ? -40. : -20.);
+  if (p.map == kCouplingSoftplus && k.c < Float<T>::smallest) k.linear = T(sizeof(T) == 8 ? -40. : -20.);
   return k;
 }
 

@@ -20,8 +20,9 @@ using evidens::SplineParams;
 template <class T> constexpr T steepest = sizeof(T) == 8 ? T(0x1p255) : T(0x1p31);
 template <class T> constexpr T thinnest = sizeof(T) == 8 ? T(0x1p-340) : T(0x1p-42);  // size of a bin
 
+// `max` and `min` give their second argument where the first compares false: NaN stays there.
 template <class T> EVIDENS_INLINE Vec<T> clamp(Vec<T> x, Vec<T> low, Vec<T> high) {
-  return min<T>(max<T>(x, low), high);
+  return min<T>(high, max<T>(low, x));
 }
 
 // The parameters of one vector of elements, and the bin of each lane.
@@ -165,8 +166,8 @@ template <class T, int Map> struct Spline {
     Inside e;
     const V steep = broadcast<T>(steepest<T>), flat = broadcast<T>(1 / steepest<T>), one = broadcast<T>(T(1));
     const V thin = broadcast<T>(thinnest<T>);
-    e.w = max<T>(z.x1 - z.x0, thin);
-    e.h = max<T>(z.y1 - z.y0, thin);
+    e.w = max<T>(thin, z.x1 - z.x0);
+    e.h = max<T>(thin, z.y1 - z.y0);
     e.per_w = one / e.w;
     e.s = clamp<T>(e.h * e.per_w, flat, steep);
     e.d0 = z.one0 ? one : slope_of(z.raw0);
@@ -174,14 +175,14 @@ template <class T, int Map> struct Spline {
     if (Inverse) {
       // The root of a parabola; where it lies in the upper half it is taken from the other end, so
       // that nothing cancels.
-      const V up = min<T>((z.given - z.y0) / e.h, one), down = one - up, p = e.d0 * down - e.d1 * up;
+      const V up = min<T>(one, (z.given - z.y0) / e.h), down = one - up, p = e.d0 * down - e.d1 * up;
       const V q = abs<T>(p) + sqrt<T>(p * p + T(4) * e.s * e.s * (up * down));
       const I rising = p >= T(0);
       const V near = T(2) * e.s * (rising ? up : down);
       e.theta = (rising ? near : q) / (near + q);
       e.rest = (rising ? q : near) / (near + q);
     } else {
-      e.theta = min<T>((z.given - z.x0) / e.w, one);  // 1 at the upper knot
+      e.theta = min<T>(one, (z.given - z.x0) / e.w);  // 1 at the upper knot
       e.rest = one - e.theta;
     }
     const V both = e.theta * e.rest;
@@ -193,7 +194,7 @@ template <class T, int Map> struct Spline {
     e.slope = ratio * (ratio * e.q);
     const V end = Inverse ? z.x1 : z.y1;
     const V inner = Inverse ? z.x0 + e.theta * (z.x1 - z.x0) : z.y0 + (z.y1 - z.y0) * (e.below * e.per_den);
-    e.value = e.theta >= one ? end : min<T>(inner, end);
+    e.value = e.theta >= one ? end : min<T>(end, inner);
     return e;
   }
 
@@ -244,9 +245,10 @@ template <class T, int Map> struct Spline {
     return b;
   }
 
+  EVIDENS_METHOD bool everything() const { return p.index == nullptr && p.active == p.features; }
   // Active features of rows to a dense array, and back.
   EVIDENS_METHOD void take(const T *rows, int64_t n, T *out) const {
-    if (p.index == nullptr) {
+    if (everything()) {
       __builtin_memcpy(out, rows, uint64_t(n * p.active) * sizeof(T));
     } else {
       for (int64_t i = 0; i < n; ++i)
@@ -259,7 +261,7 @@ template <class T, int Map> struct Spline {
     for (int64_t e = elements; e < padded(elements); ++e) out[e] = out[elements - 1];
   }
   EVIDENS_METHOD void put(const T *in, int64_t n, const T *others, T *rows) const {
-    if (p.index == nullptr) {
+    if (everything()) {
       __builtin_memcpy(rows, in, uint64_t(n * p.active) * sizeof(T));
       return;
     }
@@ -457,7 +459,9 @@ template <class T, int Map> struct Spline {
   template <bool Inverse>
   EVIDENS_METHOD void lines(const Lanes<T> &z, V original, const Inside &e, V by_value, V by_logdet, I here, V &given,
                             V &x0, V &x1, V &y0, V &y1, V &d0, V &d1) const {
-    const V slope = z.below ? e.d0 : e.d1, step = original - z.given;
+    // An infinite excursion has no gradient in the slope.
+    const V slope = z.below ? e.d0 : e.d1, way = original - z.given;
+    const V step = abs<T>(way) <= Float<T>::largest ? way : V{};
     const V a = Inverse ? -by_value / slope : by_value, l = Inverse ? -by_logdet : by_logdet;
     const V x_step = Inverse ? step / slope : step;
     const V at_x = -a * slope, at_y = a, at_d = a * x_step + l / slope;
