@@ -431,7 +431,8 @@ template <class T, int Map> struct Spline {
     V a = by_value, l = by_logdet, passed = by_value;
     if (Inverse) {
       const V log_slope_x = (q_theta * per_q - T(2) * curve * turn * per_den) * per_w;
-      passed = (by_value - by_logdet * log_slope_x) / e.slope;
+      const V limit = broadcast<T>(sizeof(T) == 8 ? T(0x1p500) : T(0x1p60));  // where the slope is next to nothing
+      passed = clamp<T>((by_value - by_logdet * log_slope_x) / e.slope, -limit, limit);
       a = -passed, l = -by_logdet;
     }
     a = outside ? V{} : a;
@@ -449,6 +450,13 @@ template <class T, int Map> struct Spline {
     given = outside ? (bounded ? V{} : by_value) : given;
     if (knots)
       lines<Inverse>(z, original, e, by_value, by_logdet, outside & ~bounded, given, x0, x1, y0, y1, by_d0, by_d1);
+    // What overflows on the way is held; NaN that came in goes out.
+    const I sound = abs<T>(by_value) + abs<T>(by_logdet) + e.slope <= Float<T>::largest;
+    V *const all[] = {&given, &x0, &x1, &y0, &y1, &by_d0, &by_d1};
+    for (V *g : all) {
+      const V limit = broadcast<T>(sizeof(T) == 8 ? T(0x1p1000) : T(0x1p100)), held = clamp<T>(*g, -limit, limit);
+      *g = sound ? (held == held ? held : V{}) : *g;
+    }
     given = original == original ? given : original;
     slopes(z, e, by_d0, by_d1);
     corners(z, x0, x1, z.widths, z.kept_widths, z.width_sum, (z.right - z.left) * (softmax ? width_span : T(1)));

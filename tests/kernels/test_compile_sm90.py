@@ -107,6 +107,8 @@ def main() -> None:
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
+    from evidens.reference.coupling import SCALE_MAPS
+
     coupling, gmm, hmm, hmm_plan, philox, spline = (
         importlib.import_module(f"evidens.kernels.{name}")
         for name in ("coupling", "gmm", "hmm", "_hmm_plan", "philox", "spline")
@@ -239,19 +241,21 @@ def main() -> None:
     for name in DTYPES:
         case, dtype = f"coupling {name}", getattr(torch, name)
         for shape in COUPLINGS:
-            x = torch.ones(shape, dtype=dtype)
-            log_scale, index = torch.ones(shape[1], dtype=dtype), torch.arange(shape[1])
+            x, index = torch.ones(shape, dtype=dtype), torch.arange(shape[1])
+            rest, all_three = (0, 0.0, False), (True, True, True)
+            for given in ((x, x, None), (x, x, index), (None, x, None), (x, None, index)):
+                coupling.affine_coupling(x, *given, *rest)
+                coupling.affine_coupling_backward(x, *given, x, x[:, 0], *rest, *all_three)
+            coupling.affine_coupling_backward(x, x, x, None, None, None, *rest, False, True, False)
+            log_scale = torch.ones(shape[1], dtype=dtype)
             for inverse in (False, True):
-                for scale_map in range(7):
-                    rest = (scale_map, 0.5, inverse)
-                    for given in ((x, x, None), (x, x, index), (None, x, None), (x, None, index)):
-                        coupling.affine_coupling(x, *given, *rest)
-                        coupling.affine_coupling_backward(x, *given, x, x[:, 0], *rest, *[True] * 3)
-                    coupling.affine_coupling_backward(
-                        x, x, x, None, None, None, *rest, False, True, False
-                    )
                 coupling.actnorm(x, log_scale, log_scale, inverse)
                 coupling.actnorm_backward(x, log_scale, log_scale, x, inverse, True)
+        x = torch.ones(COUPLINGS[1], dtype=dtype)
+        for scale_map in range(len(SCALE_MAPS)):
+            for rest in ((scale_map, 0.5, False), (scale_map, 0.5, True)):
+                coupling.affine_coupling(x, x, x, None, *rest)
+                coupling.affine_coupling_backward(x, x, x, None, x, x[:, 0], *rest, *all_three)
     for record in done.values():
         print(json.dumps(record))
 

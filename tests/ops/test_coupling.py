@@ -195,6 +195,21 @@ def test_property(data):
     check_gradients(case, case.with_(**layouts))
 
 
+@each_direction
+@each_dtype
+@pytest.mark.parametrize("d", [1024, 1027])
+@pytest.mark.parametrize("pattern", ["all", "second", "even", "odd", "shuffled"])
+def test_results_written_past_the_cache(pattern, d, inverse, dtype):
+    """From 8 MB on stores are of another kind; rows that are vectors wide, and others."""
+    n = 2100 if dtype is torch.float32 else 1050
+    case = coupling(n, d, (), pattern, "exp", None, inverse, dtype)
+    whole = results(case)
+    for begin in range(0, n, 700):
+        rows = slice(begin, begin + 700)
+        part = case.with_(x=case.x[rows], scale=case.scale[rows], shift=case.shift[rows])
+        assert all(torch.equal(a[rows], b) for a, b in zip(whole, results(part)))
+
+
 def test_half_types_are_widened():
     case = coupling(4, 10, dtype=torch.float32)
     for dtype in (torch.float16, torch.bfloat16):

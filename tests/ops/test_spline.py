@@ -71,7 +71,7 @@ def test_number_of_features(d, parameters, dtype, inverse):
         check(make(n, d, 5, parameters, "linear", dtype), inverse)
 
 
-@pytest.mark.parametrize("bins", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("bins", [1, 3, 64])
 def test_on_and_beyond_the_knots(bins, parameters, dtype, inverse):
     for tails in TAILS:
         case = on_edges(make(3, 2, bins, parameters, tails, dtype), inverse)
@@ -278,8 +278,9 @@ def test_round_trip(parameters, tails, dtype):
     for first in (False, True):
         y, there = op(case, first)
         x, back = op(case.with_(x=y), not first)
+        # Half a unit in y, and as much again in the arithmetic of the way back.
         for error, lost in zip((x - case.x, there + back), half_unit(case, y, not first)):
-            assert (error.abs() <= lost.clamp(min=ROUND_TRIP[dtype])).all()
+            assert (error.abs() <= (2 * lost).clamp(min=ROUND_TRIP[dtype])).all()
             assert (error.abs() > ROUND_TRIP[dtype]).double().mean() < 0.01
 
 

@@ -91,7 +91,7 @@ def wild(draw):
     return Spline(x, w, h, d, parameters, tails, bound, options)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(case=wild(), inverse=st.booleans())
 def test_never_nan(case, inverse):
     leaves = case.leaves()
