@@ -18,6 +18,7 @@ from ops.spline_cases import (
     Spline,
     count,
     coupling,
+    knots_of,
     op,
     spline,
 )
@@ -115,8 +116,11 @@ def test_never_nan(case, inverse):
 def test_values_stay_between_the_knots(case):
     x = case.x.nan_to_num(0.0, 1e30, -1e30).sort(0).values
     rows = {k: getattr(case, k)[:1].expand(5, 1, -1) for k in NAMES[1:]}
-    y, _ = op(case.with_(x=x, **rows))
-    slack = 4 * torch.finfo(x.dtype).eps * y.abs()
+    case = case.with_(x=x, **rows)
+    y, _ = op(case)
+    # A value is rounded to its own size and to the height of the bin that it is a part of.
+    tallest = knots_of(case).y[0, 0].diff().max()
+    slack = 4 * torch.finfo(x.dtype).eps * (y.abs() + tallest)
     assert (y[1:] >= y[:-1] - slack[1:]).all()
 
 
