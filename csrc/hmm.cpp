@@ -15,6 +15,10 @@ template <class T> struct Hmm : HmmLayout<T> {
   using Layout::padded, Layout::W;
   using typename Layout::Shared;
 
+  static bool mixes(const HmmParams &p) {
+    return Layout::limit_of(static_cast<const T *>(p.transition), p.states) == T(0);
+  }
+
   static void plan(const HmmParams &p, int64_t threads, HmmPlan &plan) {
     Layout::plan(p, threads, plan);
     const int64_t longest = p.sequences ? p.lengths[p.order[0]] : 0;
@@ -79,8 +83,9 @@ template <class T> struct Hmm : HmmLayout<T> {
 
 extern const evidens::HmmKernel hmm[2];
 constexpr evidens::HmmKernel hmm[2] = {
-    {Hmm<float>::plan, Hmm<float>::prepare, Hmm<float>::run, Hmm<float>::exact, Hmm<float>::finish},
-    {Hmm<double>::plan, Hmm<double>::prepare, Hmm<double>::run, Hmm<double>::exact, Hmm<double>::finish},
+    {Hmm<float>::mixes, Hmm<float>::plan, Hmm<float>::prepare, Hmm<float>::run, Hmm<float>::exact, Hmm<float>::finish},
+    {Hmm<double>::mixes, Hmm<double>::plan, Hmm<double>::prepare, Hmm<double>::run, Hmm<double>::exact,
+     Hmm<double>::finish},
 };
 
 }  // namespace EVIDENS_NAMESPACE

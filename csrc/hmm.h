@@ -32,6 +32,8 @@ struct HmmParams {
   void *posteriors;                 // (N, K)
   void *first;                      // (B, K) d log_likelihood / d initial
   void *second;                     // d log_likelihood / d transition: double (K, K), or per_step; null: not asked
+  void *last;                       // (B, K) p(state of the last frame | its sequence so far), or null
+  const void *ends;                 // (B, K) density of what follows a sequence, by its last state; null: nothing does
   int64_t *paths;
   int64_t draws;
   uint64_t seed;
@@ -52,6 +54,7 @@ struct HmmPlan {
 
 // The phases of a call; units of one phase run in any order, on any thread.
 struct HmmKernel {
+  bool (*mixes)(const HmmParams &);  // no transition is so small that messages have to be watched
   void (*plan)(const HmmParams &, int64_t threads, HmmPlan &);
   void (*prepare)(const HmmParams &, const HmmPlan &, void *shared);
   void (*run)(int64_t unit, const HmmParams &, const HmmPlan &, const void *shared, void *worker, void *units);

@@ -201,6 +201,10 @@ template <class T> struct HmmLanes : HmmLayout<T> {
           store(total + n + l,
                 load(total + n + l) + (load_as<double>(w.shift + n + l) + load_as<double>(w.factor + n + l)));
       }
+      if (p.last != nullptr)
+        for (int64_t l = active_at(p, g, t + 1, active); l < active; ++l)
+          for (int64_t k = 0; k < K; ++k)
+            static_cast<T *>(p.last)[g.order[l] * K + k] = next[k * g.lanes + l] * w.scale[l];
       if (!keep) continue;
       for (int64_t n = 0; n < active; n += W) {
         const T *out = next + n;
@@ -282,6 +286,15 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       }
       with_constant<kVectors>(int(lanes / W),
                               [&](auto v) { backward_frame<decltype(v)::value>(p, s, w, g, right, alpha, ends); });
+      if (p.ends != nullptr)
+        for (int64_t l = before; l < active; ++l) {
+          const T *end = static_cast<const T *>(p.ends) + g.order[l] * K;
+          w.total[l] = T(0);
+          for (int64_t k = 0; k < K; ++k) {
+            w.beta[k * G + l] = end[k];
+            w.total[l] += end[k] * alpha[k * G + l];
+          }
+        }
       for (int64_t n = 0; n < lanes; n += W) {
         const Vec<T> total = load(w.total + n), weights = load(weight + n);
         const Mask out = ~reached(total), inside = lanes_below(active - n);

@@ -84,7 +84,7 @@ template <class T> struct HmmLayout {
     const int64_t K = p.states, B = p.sequences, w = lanes_wide(p);
     const int64_t in_lanes = (B + w - 1) / w * (K * K + 20 * K);
     const int64_t in_states = B * ((K + 20) * ((K + w - 1) / w) + 60);
-    plan.by_lanes = !varying(p) && !p.per_step && in_lanes < in_states;
+    plan.by_lanes = p.last != nullptr || (!varying(p) && !p.per_step && in_lanes < in_states);
     const int64_t all = (B + w - 1) / w;
     // Sums must not depend on the threads; about four groups or more leave none of a few idle.
     int64_t vectors = sums(p) ? (all + 3) / 4 : all / (threads < 1 ? 1 : threads);

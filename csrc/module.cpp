@@ -18,8 +18,9 @@
 #include <string>
 #include <vector>
 
+#include "hmm_run.h"
+#include "host.h"
 #include "kernels.h"
-#include "parallel.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -60,26 +61,6 @@ const Kernels *choose() {
 }
 
 const Kernels *kernels = nullptr;  // set once at load
-Pool pool;                         // set once at load; serial in a forked child
-
-// Threads for `work` multiply-adds: the pool costs a microsecond, so small calls stay here.
-int64_t workers_for(double work, int64_t units) {
-  if (pool.parallel_for == nullptr || work < 2e5 || units < 2) return 1;
-  uint32_t threads = 1;
-  if (pool.num_threads == nullptr || pool.num_threads(&threads) != 0) return 1;
-  return std::min<int64_t>(threads, units);
-}
-
-struct Free {
-  void operator()(void *p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<void, Free>;
-Buffer allocate(int64_t bytes) {
-  void *p = std::aligned_alloc(64, size_t(std::max<int64_t>(bytes, 1) + 63) / 64 * 64);
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(p);
-}
-
 // Large results are written once and whole: with huge pages the kernel clears them several times
 // faster than page by page, which costs as much as filling them.
 void expect_whole(uintptr_t address, int64_t bytes) {
@@ -137,17 +118,8 @@ void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t feature
   kernel.combine(p, shared.get());
 }
 
-// Sequences that have frames, by falling length; equal ones in their order.
-std::vector<int64_t> by_length(int64_t sequences, const int64_t *lengths) {
-  std::vector<int64_t> order;
-  for (int64_t b = 0; b < sequences; ++b)
-    if (lengths[b] > 0) order.push_back(b);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-  return order;
-}
-
-// What the kernels leave out: sequences without frames, and rows of no sequence.  Returns the frames.
-int64_t clear_unused(const HmmParams &p, size_t size, int64_t sequences) {
+// What the kernels leave out: sequences without frames, and rows of no sequence.
+void clear_unused(const HmmParams &p, size_t size, int64_t sequences) {
   int64_t frames = 0;
   for (int64_t b = 0; b < sequences; ++b) {
     frames += p.lengths[b];
@@ -156,10 +128,9 @@ int64_t clear_unused(const HmmParams &p, size_t size, int64_t sequences) {
     if (p.first != nullptr)
       std::memset(static_cast<char *>(p.first) + size_t(b * p.states) * size, 0, size_t(p.states) * size);
   }
-  if (frames == p.rows) return frames;
+  if (frames == p.rows) return;
   if (p.posteriors != nullptr) std::memset(p.posteriors, 0, size_t(p.rows * p.states) * size);
   if (p.paths != nullptr) std::fill_n(p.paths, p.rows * (p.task == kHmmDrawPaths ? p.draws : 1), -1);
-  return frames;
 }
 
 void hmm(int task, bool is_double, int64_t rows, int64_t sequences, int64_t states, uintptr_t log_obs, uintptr_t starts,
@@ -187,42 +158,16 @@ void hmm(int task, bool is_double, int64_t rows, int64_t sequences, int64_t stat
                     at(posteriors),
                     at(first),
                     at(second),
+                    nullptr,
+                    nullptr,
                     at<int64_t>(paths),
                     draws,
                     seed,
                     redo.data()};
   const HmmKernel &kernel = kernels->hmm[is_double];
-  const int64_t frames = clear_unused(p, is_double ? sizeof(double) : sizeof(float), sequences);
-  const double work = double(frames) * double(states) * (double(states) + 16);
-  HmmPlan plan;
-  kernel.plan(p, workers_for(work, p.sequences), plan);
-  const int64_t workers = workers_for(work, plan.units);
-  const Buffer shared = allocate(plan.shared_bytes), scratch = allocate(workers * plan.worker_bytes),
-               units = allocate(plan.units * plan.unit_bytes);
-  kernel.prepare(p, plan, shared.get());
-  run_blocks(pool, plan.units, workers, [&](int64_t unit, int64_t worker) {
-    kernel.run(unit, p, plan, shared.get(), static_cast<char *>(scratch.get()) + worker * plan.worker_bytes,
-               units.get());
-  });
-  std::vector<int64_t> again;
-  for (int64_t b : order)
-    if (redo[size_t(b)]) again.push_back(b);
-  if (!again.empty()) {
-    // A fixed number of sums, so that they do not depend on the threads.
-    const int64_t parts = std::min<int64_t>(int64_t(again.size()), 8), sums = plan.unit_bytes;
-    const int64_t helpers = workers_for(work, parts);
-    const Buffer space = allocate(helpers * plan.exact_bytes), seconds = allocate(parts * sums);
-    std::memset(seconds.get(), 0, size_t(parts * sums));
-    run_blocks(pool, parts, helpers, [&](int64_t part, int64_t worker) {
-      for (int64_t i = part; i < int64_t(again.size()); i += parts)
-        kernel.exact(again[size_t(i)], p, plan, static_cast<char *>(space.get()) + worker * plan.exact_bytes,
-                     reinterpret_cast<double *>(static_cast<char *>(seconds.get()) + part * sums));
-    });
-    double *total = static_cast<double *>(units.get());
-    const double *more = static_cast<const double *>(seconds.get());
-    for (int64_t i = 0, n = sums / int64_t(sizeof(double)); i < parts * n; ++i) total[i % n] += more[i];
-  }
-  if (plan.unit_bytes > 0) kernel.finish(p, plan, units.get());
+  clear_unused(p, is_double ? sizeof(double) : sizeof(float), sequences);
+  const bool done = is_double ? HmmChunks<double>(kernel, p).run() : HmmChunks<float>(kernel, p).run();
+  if (!done) run_whole(kernel, p);
 }
 
 // The first position of (count,) indices that lies outside [0, bound) or repeats another; -1: none.

@@ -374,6 +374,7 @@ def test_number_of_threads(dtype):
         hmm(33, 40, 9, dtype, ragged=True, seed=1),
         hmm(2, 300, 33, dtype),
         hmm(70, 9, 3, dtype),
+        hmm(2, 5000, 5, dtype),
     ]
     cases.append(hmm(9, 40, 5, dtype, varying=True))
     try:

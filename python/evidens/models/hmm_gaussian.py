@@ -379,7 +379,7 @@ class GaussianHMM(BaseHMM):
         extra = float(np.max(finite(self.covars_weight, "covars_weight")))
         if kind in ("diag", "spherical"):
             denominator = np.maximum(max(extra - 1, 0.0) + weight, 1e-5)
-            added = np.broadcast_to(prior + distance, shape)
+            added = prior + distance
             if kind == "diag":
                 new = (added + squares) / denominator[:, None]
                 ok = (new > 0) & (new < np.inf)
@@ -407,7 +407,8 @@ class GaussianHMM(BaseHMM):
             where = keep[0] if kind == "tied" else keep.reshape(-1, *[1] * (new.ndim - 1))
             new = np.where(where, old.covariances.numpy(), new)
             p = np.where(where, old.precisions_cholesky.numpy(), p)
-        return torch.from_numpy(new), torch.from_numpy(p), np.broadcast_to(keep, k)
+        keep = np.repeat(keep, k) if kind == "tied" else keep
+        return torch.from_numpy(new), torch.from_numpy(p), keep
 
     # --- the start -------------------------------------------------------------------------------
 

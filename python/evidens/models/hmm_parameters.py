@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -108,9 +109,9 @@ def spread(value: Any, shape: tuple[int, ...], name: str) -> Any:
     Raises:
         ValueError: another shape, NaN or infinity.
     """
-    array = finite(value, name)
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and math.isfinite(value):
         return value
+    array = finite(value, name)
     if array.ndim == 0:
         return float(array)
     try:
