@@ -67,28 +67,41 @@ def no_gradient(op: str, *tensors: Tensor | None, instead: str) -> None:
         )
 
 
+def index_vector(op: str, name: str, t: Tensor, x: Tensor, letters: str, size: int | None) -> None:
+    """Refuses what is no vector of indices beside x; values are looked at elsewhere."""
+    if not isinstance(t, Tensor):
+        raise TypeError(
+            f"evidens.{op}: {name} must be an int64 tensor, got {type(t).__name__}. "
+            f"Convert with torch.as_tensor({name})."
+        )
+    if t.dtype is not torch.int64 or t.device != x.device:
+        how = (
+            f"{name}.nonzero()[:, 0] makes indices from a mask"
+            if t.dtype is torch.bool
+            else f"Convert with {name}.to(x.device, torch.int64)"
+        )
+        raise TypeError(
+            f"evidens.{op}: {name} must be int64 on {x.device}, got {t.dtype} on {t.device}. {how}."
+        )
+    if t.ndim != 1 or (size is not None and t.shape != (size,)):
+        want = "" if size is None else f" = ({size},)"
+        raise ValueError(
+            f"evidens.{op}: {name} must have shape ({letters},){want}, got {tuple(t.shape)}"
+        )
+
+
+def bad_index(op: str, active: Tensor, place: int, features: int) -> str:
+    """The message for an entry of ``active`` that is out of range or not the first of its kind."""
+    return (
+        f"evidens.{op}: active must hold distinct features 0 .. D - 1 = {features - 1}, got "
+        f"{int(active[place])} at position {place}; mask.nonzero()[:, 0] makes them from a mask"
+    )
+
+
 def indices(op: str, active: Tensor, features: int) -> Tensor:
     """``active``, contiguous, on the CPU: distinct features of ``x``."""
     active = active.contiguous()
-    bad = library.first_bad_index(active.data_ptr(), active.shape[0], features)
-    if bad >= 0:
-        raise ValueError(
-            f"evidens.{op}: active must hold distinct features in 0 .. D-1 = {features - 1}, "
-            f"got active[{bad}] = {int(active[bad])}"
-        )
+    place = library.first_bad_index(active.data_ptr(), active.shape[0], features)
+    if place >= 0:
+        raise ValueError(bad_index(op, active, place, features))
     return active
-
-
-def index_count(op: str, active: Tensor, x: Tensor) -> int:
-    """How many features ``active`` names; what it names is looked at where it is used."""
-    if not isinstance(active, Tensor):
-        raise TypeError(
-            f"evidens.{op}: active must be an int64 tensor (A,) or None, "
-            f"got {type(active).__name__}. Convert with torch.as_tensor(active)."
-        )
-    if active.ndim != 1 or active.dtype is not torch.int64 or active.device != x.device:
-        raise ValueError(
-            f"evidens.{op}: active must be an int64 tensor of shape (A,) on {x.device}, got "
-            f"{active.dtype} {tuple(active.shape)} on {active.device}"
-        )
-    return active.shape[0]

@@ -14,7 +14,6 @@ __all__ = [
     "bad_place",
     "coupling",
     "images",
-    "indices",
     "like",
     "ready",
     "ready_channels",
@@ -97,29 +96,6 @@ def images(op: str, x: Tensor, letter: str) -> None:
         )
 
 
-def indices(op: str, name: str, t: Tensor, x: Tensor, letters: str, size: int | None) -> None:
-    """Refuses what is no vector of indices beside x; values are looked at elsewhere."""
-    if not isinstance(t, Tensor):
-        raise TypeError(
-            f"evidens.{op}: {name} must be an int64 tensor, got {type(t).__name__}. "
-            f"Convert with torch.as_tensor({name})."
-        )
-    if t.dtype is not torch.int64 or t.device != x.device:
-        how = (
-            f"{name}.nonzero()[:, 0] makes indices from a mask"
-            if t.dtype is torch.bool
-            else f"Convert with {name}.to(x.device, torch.int64)"
-        )
-        raise TypeError(
-            f"evidens.{op}: {name} must be int64 on {x.device}, got {t.dtype} on {t.device}. {how}."
-        )
-    if t.ndim != 1 or (size is not None and t.shape != (size,)):
-        want = "" if size is None else f" = ({size},)"
-        raise ValueError(
-            f"evidens.{op}: {name} must have shape ({letters},){want}, got {tuple(t.shape)}"
-        )
-
-
 def like(op: str, name: str, t: Tensor, x: Tensor, letters: str, want: tuple[int, ...]) -> None:
     if t.shape != want:
         raise ValueError(
@@ -165,7 +141,7 @@ def coupling(
     images(op, x, "D")
     count = x.shape[1]
     if active is not None:
-        indices(op, "active", active, x, "A", None)
+        checks.index_vector(op, "active", active, x, "A", None)
         count = active.shape[0]
     found = dict(zip(given, wide))
     for name, t in found.items():

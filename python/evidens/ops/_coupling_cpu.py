@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evidens._native import empty, library
+from evidens.ops import _checks as checks
 
 __all__ = ["actnorm", "actnorm_backward", "affine_coupling", "affine_coupling_backward"]
 
@@ -85,7 +86,7 @@ def _run(
     )
     if bad:
         assert active is not None
-        raise ValueError(bad_index("affine_coupling", active, bad - 1, shape[1]))
+        raise ValueError(checks.bad_index("affine_coupling", active, bad - 1, shape[1]))
 
 
 # grad_y and its row stride, grad_logdet and its stride, grad_x, grad_scale, grad_shift.
@@ -94,14 +95,6 @@ _NO_GRADIENTS = (0,) * 7
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
-
-
-def bad_index(op: str, active: Tensor, place: int, features: int) -> str:
-    """The message for an entry of ``active`` that is out of range or not the first of its kind."""
-    return (
-        f"evidens.{op}: active must hold distinct features 0 .. D - 1 = {features - 1}, got "
-        f"{int(active[place])} at position {place}; mask.nonzero()[:, 0] makes them from a mask"
-    )
 
 
 def _results(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ def _reference_coupling(
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     if active is not None and (bad := given.bad_place(active, x.shape[1])) is not None:
-        raise ValueError(cpu.bad_index("affine_coupling", active, bad, x.shape[1]))
+        raise ValueError(checks.bad_index("affine_coupling", active, bad, x.shape[1]))
     return reference.affine_coupling(
         x,
         scale,
@@ -404,7 +404,7 @@ def invertible_linear(
         square = name in ("lower", "upper")
         given.like(op, name, t, x, "(C, C)" if square else "(C,)", (c, c) if square else (c,))
     if permutation is not None:
-        given.indices(op, "permutation", permutation, x, "C", c)
+        checks.index_vector(op, "permutation", permutation, x, "C", c)
         if (bad := given.bad_place(permutation, c)) is not None:
             raise ValueError(
                 f"evidens.{op}: permutation must hold each of 0 .. C - 1 = {c - 1} once, got "

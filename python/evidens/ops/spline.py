@@ -436,7 +436,9 @@ def spline_coupling(
     checks.floating(name, "x", x)
     n, features = x.shape
     per_feature = params.shape[2]
-    transformed = features if active is None else checks.index_count(name, active, x)
+    if active is not None:
+        checks.index_vector(name, "active", active, x, "A", None)
+    transformed = features if active is None else active.shape[0]
     checks.arguments(
         name,
         x,
