@@ -8,11 +8,11 @@
 
 #include "kernels.h"
 #include "masked_conv_tiles.h"
+#include "masked_conv_weights.h"
 
 namespace EVIDENS_NAMESPACE {
 namespace {
 
-using evidens::MaskedConvParams;
 using evidens::MaskedConvPlan;
 
 constexpr int64_t kBandBytes = 384 << 10;  // of a worker's scratch
@@ -21,7 +21,6 @@ constexpr int64_t kSumPixels = 1536;       // of a slab: adding up its sums is t
 constexpr int64_t kUnits = 8;              // that a call is cut into, where it can be
 constexpr int64_t kMostSlabs = 32;
 constexpr int64_t kMostSums = int64_t(20) << 20;  // bytes
-constexpr int64_t kPart = 16;                     // input channels of a part
 
 EVIDENS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 EVIDENS_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -30,12 +29,18 @@ int64_t aligned(int64_t bytes) { return over(bytes, 64) * 64; }
 template <class T> int64_t padded(int64_t channels) { return over(channels, width<T>) * width<T>; }
 
 bool needs_sums(const MaskedConvParams &p) { return p.grad_weight != nullptr || p.grad_bias != nullptr; }
-Window window_of_x(const MaskedConvPlan &plan) { return {plan.top, plan.bottom, plan.left, plan.right}; }
-Window window_of_grad(const MaskedConvPlan &plan) { return {plan.bottom, plan.top, plan.right, plan.left}; }
 bool has_window(const MaskedConvPlan &plan) { return (plan.top | plan.bottom | plan.left | plan.right) != 0; }
-// Whether pixels are read where they lie.  As lanes they must fill vectors.
-template <class T> bool in_place(const MaskedConvPlanes &planes, const MaskedConvPlan &plan, int64_t lanes) {
-  return planes.channel == 1 && !has_window(plan) && lanes % width<T> == 0;
+// Pixels some power of two apart would share few lines of the cache when many of them are summed over.
+template <class T> bool crowded(int64_t step) { return step * int64_t(sizeof(T)) % 1024 == 0; }
+
+// Whether pixels are read where they lie, and how far apart they then are.
+template <class T>
+bool in_place(bool backward, const MaskedConvPlanes &planes, const MaskedConvPlan &plan, int64_t channels,
+              int64_t &step) {
+  step = planes.place;
+  if (planes.channel == 1 && !has_window(plan) && !(backward && crowded<T>(step))) return true;
+  step = channels + (crowded<T>(channels) ? int64_t(width<T>) : 0);
+  return false;
 }
 
 // --- shared memory -------------------------------------------------------------------------------
@@ -68,11 +73,11 @@ template <class T> struct Scratch {
   Scratch(bool backward, const MaskedConvParams &p, const MaskedConvPlan &plan, void *memory) {
     char *at = static_cast<char *>(memory), *begin = at;
     const int64_t around = (plan.rows + plan.top + plan.bottom) * (p.width + plan.left + plan.right);
-    const bool own_x = (!backward || needs_sums(p)) && !in_place<T>(p.x, plan, width<T>);
-    const bool own_grad = backward && !in_place<T>(p.grad_y, plan, p.out_channels);
+    const bool own_x = (!backward || needs_sums(p)) && !plan.x_in_place;
+    const bool own_grad = backward && !plan.grad_in_place;
     // Lanes of the last pixel reach beyond its channels.
-    x = Shared<T>::template take<T>(at, own_x ? around * p.in_channels : 0);
-    grad = Shared<T>::template take<T>(at, own_grad ? around * p.out_channels + lanes_of_a_tile<T> : 0);
+    x = Shared<T>::template take<T>(at, own_x ? around * plan.x_step : 0);
+    grad = Shared<T>::template take<T>(at, own_grad ? around * plan.grad_step + lanes_of_a_tile<T> : 0);
     out = Shared<T>::template take<T>(at, plan.rows * p.width * lanes_of_a_tile<T>);
     bytes = at - begin;
   }
@@ -102,6 +107,10 @@ template <class T> void plan(bool backward, const MaskedConvParams &p, MaskedCon
     plan.top = most(plan.top, -p.dy[t]), plan.bottom = most(plan.bottom, p.dy[t]);
     plan.left = most(plan.left, -p.dx[t]), plan.right = most(plan.right, p.dx[t]);
   }
+  plan.x_in_place = in_place<T>(backward, p.x, plan, p.in_channels, plan.x_step);
+  // As lanes, channels must fill vectors.
+  plan.grad_in_place = in_place<T>(backward, p.grad_y, plan, p.out_channels, plan.grad_step);
+  if (p.out_channels % width<T> != 0) plan.grad_in_place = false, plan.grad_step = p.out_channels;
   const int64_t across = p.width + plan.left + plan.right;
   const int64_t channels = p.in_channels + (backward ? p.out_channels : 0);
   const int64_t row_bytes = (across * channels + p.width * lanes_of_a_tile<T>)*int64_t(sizeof(T));
@@ -125,11 +134,6 @@ template <class T> void plan(bool backward, const MaskedConvParams &p, MaskedCon
 
 // --- prepare and finish --------------------------------------------------------------------------
 
-EVIDENS_INLINE bool alive(const MaskedConvParams &p, int64_t t, int64_t o, int64_t c) {
-  return t != p.centre || p.out_key[o] >= p.in_key[c];
-}
-EVIDENS_INLINE int64_t ordered(const int64_t *order, int64_t i) { return order == nullptr ? i : order[i]; }
-
 // Where tile of lanes `lane` begins in packed weights.
 template <class T> EVIDENS_INLINE int64_t tile_begin(const MaskedConvParams &p, int64_t depth, int64_t lane) {
   return p.taps * depth * lane;
@@ -142,54 +146,46 @@ template <class T>
 void prepare(bool backward, int64_t part, const MaskedConvParams &p, const MaskedConvPlan &plan, void *memory) {
   const Shared<T> s(backward, p, memory);
   const int64_t begin = part * kPart, end = least(begin + kPart, p.in_channels);
-  const int64_t x_pixel = in_place<T>(p.x, plan, width<T>) ? p.x.place : p.in_channels;
-  const int64_t grad_pixel = in_place<T>(p.grad_y, plan, p.out_channels) ? p.grad_y.place : p.out_channels;
   const int64_t across = p.width + plan.left + plan.right;
   for (int64_t t = 0; t < p.taps; ++t) {
     const int64_t pixels = p.dy[t] * across + p.dx[t];
-    if (part == 0) s.x_offset[t] = pixels * x_pixel, s.grad_offset[t] = -pixels * grad_pixel;
-    for (int64_t c = begin; backward && c < end; ++c) s.row_offset[t * p.in_channels + c] = pixels * x_pixel + c;
+    if (part == 0) s.x_offset[t] = pixels * plan.x_step, s.grad_offset[t] = -pixels * plan.grad_step;
+    for (int64_t c = begin; backward && c < end; ++c) s.row_offset[t * p.in_channels + c] = pixels * plan.x_step + c;
   }
-  const T *weight = static_cast<const T *>(p.weight), *bias = static_cast<const T *>(p.bias);
+  const T *bias = static_cast<const T *>(p.bias);
   const int64_t channels = backward ? p.in_channels : p.out_channels, depth = p.in_channels + p.out_channels - channels;
-  if (part == 0)
-    for (int64_t l = 0; l < padded<T>(channels); ++l)
-      s.start[l] = backward || bias == nullptr || l >= channels ? T(0) : bias[ordered(p.out_order, l)];
-  if (backward && p.grad_x.data == nullptr) return;
-  const int64_t last = end == p.in_channels && backward ? padded<T>(p.in_channels) : end;
-  for (int64_t o = 0; o < (backward ? p.out_channels : padded<T>(p.out_channels)); ++o)
-    for (int64_t c = begin; c < last; ++c) {
-      const int64_t lane = backward ? c : o, d = backward ? o : c, tile = lane / lanes_of_a_tile<T> * lanes_of_a_tile<T>;
-      const int64_t lanes = tile_lanes<T>(channels, tile);
-      T *to = s.weights + tile_begin<T>(p, depth, tile) + d * lanes + lane - tile;
-      const bool exists = o < p.out_channels && c < p.in_channels;
-      const T *from = weight;
-      if (exists) from += (ordered(p.out_order, o) * p.in_channels + ordered(p.in_order, c)) * p.kernel;
-      for (int64_t t = 0; t < p.taps; ++t)
-        to[t * depth * lanes] = exists && alive(p, t, o, c) ? from[p.tap[t]] : T(0);
-    }
+  for (int64_t l = 0; part == 0 && l < padded<T>(channels); ++l)
+    s.start[l] = backward || bias == nullptr || l >= channels ? T(0) : bias[ordered(p.out_order, l)];
+  auto at = [&](int64_t t, int64_t d, int64_t lane) {
+    const int64_t tile = lane / lanes_of_a_tile<T> * lanes_of_a_tile<T>, lanes = tile_lanes<T>(channels, tile);
+    return s.weights + tile_begin<T>(p, depth, tile) + (t * depth + d) * lanes + lane - tile;
+  };
+  if (!backward) pack_outputs<T>(p, begin, end, at);
+  else if (p.grad_x.data != nullptr) pack_inputs<T>(p, begin, end, at);
 }
 
-template <class T> void finish(int64_t part, const MaskedConvParams &p, const MaskedConvPlan &plan, const void *memory) {
+template <class T> void finish(int64_t part, const MaskedConvParams &p, const MaskedConvPlan &plan,
+                               const void *memory) {
   const int64_t step = padded<T>(p.out_channels);
   const int64_t begin = part * kPart, end = least(begin + kPart, p.in_channels);
   auto total = [&](int64_t row, int64_t o) {
-    double sum = 0;
-    for (int64_t s = 0; s < plan.slabs; ++s)
-      sum += reinterpret_cast<const double *>(static_cast<const char *>(memory) + s * plan.slab_bytes)[row * step + o];
-    return T(sum);
-  };
-  T *bias = static_cast<T *>(p.grad_bias), *weight = static_cast<T *>(p.grad_weight);
-  for (int64_t o = 0; part == 0 && bias != nullptr && o < p.out_channels; ++o)
-    bias[ordered(p.out_order, o)] = total(p.taps * p.in_channels, o);
-  if (weight == nullptr) return;
-  for (int64_t o = 0; o < p.out_channels; ++o)
-    for (int64_t c = begin; c < end; ++c) {
-      T *to = weight + (ordered(p.out_order, o) * p.in_channels + ordered(p.in_order, c)) * p.kernel;
-      for (int64_t k = 0; k < p.kernel; ++k) to[k] = T(0);
-      for (int64_t t = 0; t < p.taps; ++t)
-        if (alive(p, t, o, c)) to[p.tap[t]] = total(t * p.in_channels + c, o);
+    double sum[width<T>] = {};
+    for (int64_t s = 0; s < plan.slabs; ++s) {
+      const char *slab = static_cast<const char *>(memory) + s * plan.slab_bytes;
+      const double *sums = reinterpret_cast<const double *>(slab) + row * step + o;
+      for (int l = 0; l < width<T>; ++l) sum[l] += sums[l];
     }
+    Vec<T> v;
+    for (int l = 0; l < width<T>; ++l) v[l] = T(sum[l]);
+    return v;
+  };
+  T *bias = static_cast<T *>(p.grad_bias);
+  for (int64_t o = 0; part == 0 && bias != nullptr && o < p.out_channels; o += width<T>) {
+    const Vec<T> v = total(p.taps * p.in_channels, o);
+    for (int64_t l = 0; l < width<T> && o + l < p.out_channels; ++l) bias[ordered(p.out_order, o + l)] = v[l];
+  }
+  if (p.grad_weight != nullptr)
+    unpack_outputs<T>(p, begin, end, [&](int64_t t, int64_t c, int64_t o) { return total(t * p.in_channels + c, o); });
 }
 
 // --- bands ---------------------------------------------------------------------------------------
@@ -203,21 +199,24 @@ Place place_of(int64_t band, const MaskedConvParams &p, const MaskedConvPlan &pl
 }
 
 template <class T>
-Band<T> band_of(const MaskedConvPlanes &planes, const MaskedConvParams &p, const MaskedConvPlan &plan, int64_t channels,
-                int64_t lanes, const Window &window, const Place &at, T *scratch) {
-  if (in_place<T>(planes, plan, lanes)) {
+Band<T> band_of(const MaskedConvPlanes &planes, bool in_place, int64_t step, int64_t channels, const Window &window,
+                const MaskedConvParams &p, const Place &at, T *scratch) {
+  if (in_place) {
     const T *from = static_cast<const T *>(planes.data) + at.image * planes.image + at.first * p.width * planes.place;
-    return {from, 0, 0, p.width, planes.place};
+    return {from, 0, 0, p.width, step};
   }
-  pack_band<T>(planes, at.image, channels, p.height, p.width, at.first, at.rows, window, scratch);
-  return {scratch, window.top, window.left, window.left + p.width + window.right, channels};
+  pack_band<T>(planes, at.image, channels, p.height, p.width, at.first, at.rows, window, step, scratch);
+  return {scratch, window.top, window.left, window.left + p.width + window.right, step};
 }
-
-// The first place of n rising keys that is not below `key`.
-int64_t lower_bound(const int64_t *keys, int64_t n, int64_t key) {
-  int64_t i = 0;
-  while (i < n && keys[i] < key) ++i;
-  return i;
+template <class T>
+Band<T> band_of_x(const MaskedConvParams &p, const MaskedConvPlan &plan, const Place &at, T *scratch) {
+  const Window window = {plan.top, plan.bottom, plan.left, plan.right};
+  return band_of<T>(p.x, plan.x_in_place, plan.x_step, p.in_channels, window, p, at, scratch);
+}
+template <class T>
+Band<T> band_of_grad(const MaskedConvParams &p, const MaskedConvPlan &plan, const Place &at, T *scratch) {
+  const Window window = {plan.bottom, plan.top, plan.right, plan.left};  // a tap reads the other way
+  return band_of<T>(p.grad_y, plan.grad_in_place, plan.grad_step, p.out_channels, window, p, at, scratch);
 }
 
 // One tile of lanes of y or of the gradient of x, from a band to planes.
@@ -234,8 +233,8 @@ void run_product(bool backward, int64_t lane, const Band<T> &band, const Place &
   r.columns = p.width, r.pixels = at.rows * p.width;
   r.taps = p.taps, r.offset = backward ? s.grad_offset : s.x_offset;
   r.depth = depth, r.centre = p.centre, r.begin = 0, r.end = depth;
-  if (p.centre >= 0 && backward) r.begin = lower_bound(p.out_key, depth, p.in_key[lane]);
-  if (p.centre >= 0 && !backward) r.end = lower_bound(p.in_key, depth, p.out_key[lane + count - 1] + 1);
+  if (p.centre >= 0 && backward) r.begin = first_output(p, p.centre, lane);
+  if (p.centre >= 0 && !backward) r.end = end_of_inputs(p, p.centre, lane + count - 1);
   r.weights = s.weights + tile_begin<T>(p, depth, lane);
   r.start = s.start + lane;
   r.out = scratch, r.step = lanes;
@@ -244,8 +243,7 @@ void run_product(bool backward, int64_t lane, const Band<T> &band, const Place &
     r.step = planes.place;
   }
   with_constant<kLaneVectors>(int(lanes / width<T>), [&](auto vectors) { product<T, vectors.value>(r); });
-  if (!direct)
-    unpack_band<T>(scratch, lanes, r.pixels, lane, count, order, planes, at.image, at.first * p.width);
+  if (!direct) unpack_band<T>(scratch, lanes, r.pixels, lane, count, order, planes, at.image, at.first * p.width);
 }
 
 template <class T>
@@ -253,7 +251,7 @@ void forward(int64_t unit, const MaskedConvParams &p, const MaskedConvPlan &plan
   const Shared<T> s(false, p, const_cast<void *>(shared));
   const Scratch<T> scratch(false, p, plan, worker);
   const Place at = place_of(unit, p, plan);
-  const Band<T> band = band_of<T>(p.x, p, plan, p.in_channels, width<T>, window_of_x(plan), at, scratch.x);
+  const Band<T> band = band_of_x<T>(p, plan, at, scratch.x);
   for (int64_t lane = 0; lane < p.out_channels; lane += lanes_of_a_tile<T>)
     run_product<T>(false, lane, band, at, s, p, scratch.out);
 }
@@ -276,15 +274,11 @@ void backward(int64_t unit, const MaskedConvParams &p, const MaskedConvPlan &pla
   const int64_t rows = p.taps * p.in_channels, step = padded<T>(p.out_channels);
   const int64_t from = rows * part / cut.parts, to = rows * (part + 1) / cut.parts;
   double *sums = reinterpret_cast<double *>(static_cast<char *>(slabs) + slab * plan.slab_bytes);
-  if (needs_sums(p)) {
-    clear_run((to - from) * step, sums + from * step);
-    if (part == 0) clear_run(step, sums + rows * step);
-  }
+  if (part == 0 && needs_sums(p)) clear_run(step, sums + rows * step);
   const int64_t last = least((slab + 1) * cut.bands, p.images * plan.bands);
   for (int64_t b = slab * cut.bands; b < last; ++b) {
     const Place at = place_of(b, p, plan);
-    const Band<T> grad =
-        band_of<T>(p.grad_y, p, plan, p.out_channels, p.out_channels, window_of_grad(plan), at, scratch.grad);
+    const Band<T> grad = band_of_grad<T>(p, plan, at, scratch.grad);
     if (p.grad_x.data != nullptr)
       for (int64_t lane = 0, j = b; lane < p.in_channels; lane += lanes_of_a_tile<T>, ++j)
         if (j % cut.parts == part) run_product<T>(true, lane, grad, at, s, p, scratch.out);
@@ -295,20 +289,21 @@ void backward(int64_t unit, const MaskedConvParams &p, const MaskedConvPlan &pla
     if (!has_window(plan)) r.columns *= r.rows, r.rows = 1;
     if (part == 0 && p.grad_bias != nullptr) add_bias(r, p.out_channels, sums + rows * step);
     if (p.grad_weight == nullptr) continue;
-    r.band = band_of<T>(p.x, p, plan, p.in_channels, width<T>, window_of_x(plan), at, scratch.x);
+    r.band = band_of_x<T>(p, plan, at, scratch.x);
     for (int64_t lane = 0; lane < p.out_channels; lane += lanes_of_a_tile<T>) {
       const int64_t lanes = tile_lanes<T>(p.out_channels, lane), count = least(p.out_channels - lane, lanes);
       // Of the rows of the centre none is alive from `dead` on.
       int64_t dead = rows, next = rows;
       if (p.centre >= 0) {
         next = (p.centre + 1) * p.in_channels;
-        dead = next - p.in_channels + lower_bound(p.in_key, p.in_channels, p.out_key[lane + count - 1] + 1);
+        dead = next - p.in_channels + end_of_inputs(p, p.centre, lane + count - 1);
       }
       with_constant<kLaneVectors>(int(lanes / width<T>), [&](auto vectors) {
         auto span = [&](int64_t begin, int64_t end) {
           begin = most(begin, from), end = least(end, to);
           if (begin < end)
-            weight_product<T, vectors.value>(r, s.row_offset + begin, end - begin, lane, sums + begin * step, step);
+            weight_product<T, vectors.value>(r, s.row_offset + begin, end - begin, lane, b != slab * cut.bands,
+                                             sums + begin * step, step);
         };
         span(0, dead);
         span(next, rows);

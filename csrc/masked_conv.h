@@ -6,10 +6,10 @@ namespace evidens {
 
 // A stack of planes: (images, channels, places).  Either `channel` or `place` is 1, or C is 1.
 struct MaskedConvPlanes {
-  void *data;      // of the kernel's type, float or double; null: not wanted
-  int64_t image;   // strides in elements
+  void *data;     // of the kernel's type, float or double; null: not wanted
+  int64_t image;  // strides in elements
   int64_t channel;
-  int64_t place;   // the places of a plane, H * W, lie evenly in the order of the raster
+  int64_t place;  // the places of a plane, H * W, lie evenly in the order of the raster
 };
 
 // A linear layer is a convolution of one image, N x 1 places, with one tap: the centre.
@@ -20,12 +20,13 @@ struct MaskedConvParams {
   int64_t out_channels;      // O
   int64_t kernel;            // kh * kw
   int64_t taps;              // live ones
-  const int64_t *tap;        // (taps,) place in the kernel
+  const int64_t *live;       // (kernel,) which tap a place of the kernel is; -1: dead
   const int64_t *dy, *dx;    // (taps,) from an output pixel to the input pixel that the tap reads
   int64_t centre;            // the tap that sees only some channels; -1: none
   const int64_t *in_key;     // (C,) rising, by order; at `centre` o sees c where out_key >= in_key
   const int64_t *out_key;    // (O,) rising, by order
   const int64_t *in_order;   // (C,) the channel that comes at each place, or null: its own
+  const int64_t *in_rank;    // (C,) the place of each channel, or null
   const int64_t *out_order;  // (O,)
   MaskedConvPlanes x;        // C channels
   const void *weight;        // (O, C, kernel)
@@ -40,6 +41,8 @@ struct MaskedConvParams {
 // How a call is cut; a function of the sizes only, never of the number of threads.
 struct MaskedConvPlan {
   int64_t top, bottom, left, right;  // rows and columns around x that live taps reach
+  bool x_in_place, grad_in_place;    // pixels are read where they lie
+  int64_t x_step, grad_step;         // elements from a pixel to the next, in a band
   int64_t rows;                      // of a band, the unit that stays in the second-level cache
   int64_t bands;                     // of an image
   int64_t units;                     // forward: bands; backward: slabs, which are runs of bands

@@ -76,25 +76,23 @@ static void gather_pixels(const T *plane, int64_t channel, int64_t count, int64_
 
 // The rows [first, first + rows) of an image with the window around them, zero outside of it.
 template <class T>
-static void pack_band(const MaskedConvPlanes &planes, int64_t image, int64_t channels,
-                      int64_t height, int64_t columns, int64_t first, int64_t rows, const Window &window, T *out) {
-  const int64_t across = (window.left + columns + window.right) * channels;
+static void pack_band(const MaskedConvPlanes &planes, int64_t image, int64_t channels, int64_t height, int64_t columns,
+                      int64_t first, int64_t rows, const Window &window, int64_t step, T *out) {
+  const int64_t across = (window.left + columns + window.right) * step;
   const int64_t begin = first - window.top > 0 ? first - window.top : 0;
   const int64_t end = first + rows + window.bottom < height ? first + rows + window.bottom : height;
   T *inside = out + (begin - (first - window.top)) * across;
   clear_run(inside - out, out);
   for (int64_t r = 0; r < end - begin; ++r) {
-    clear_run(window.left * channels, inside + r * across);
-    clear_run(window.right * channels, inside + r * across + (window.left + columns) * channels);
+    clear_run(window.left * step, inside + r * across);
+    clear_run(window.right * step, inside + r * across + (window.left + columns) * step);
   }
   clear_run((first + rows + window.bottom - end) * across, inside + (end - begin) * across);
   const T *from = static_cast<const T *>(planes.data) + image * planes.image + begin * columns * planes.place;
   const int64_t count = (end - begin) * columns;
-  Walk<T> walk = {inside + window.left * channels, 0, columns, channels, (window.left + window.right) * channels};
+  Walk<T> walk = {inside + window.left * step, 0, columns, step, (window.left + window.right) * step};
   if (planes.channel != 1) return gather_pixels(from, planes.channel, count, channels, walk);
-  for (int64_t p = 0; p < count; ++p, from += planes.place) {
-    copy_run(channels, from, walk.next());
-  }
+  for (int64_t p = 0; p < count; ++p, from += planes.place) { copy_run(channels, from, walk.next()); }
 }
 
 // Channels [begin, begin + channels) of `count` pixels from `first` on to planes; the channels of a

@@ -107,8 +107,8 @@ template <class T> struct WeightProduct {
 };
 
 template <class T, int P, int NV>
-static void weight_rows(const WeightProduct<T> &s, const int64_t *offset, int64_t count, int64_t lane, double *sums,
-                        int64_t step) {
+static void weight_rows(const WeightProduct<T> &s, const int64_t *offset, int64_t count, int64_t lane, bool add,
+                        double *sums, int64_t step) {
   constexpr int W = width<T>;
   const T *x = s.band.at + (s.band.top * s.band.row_step + s.band.left) * s.band.pixel_step;
   const T *g = s.grad.at + (s.grad.top * s.grad.row_step + s.grad.left) * s.grad.pixel_step + lane;
@@ -126,22 +126,27 @@ static void weight_rows(const WeightProduct<T> &s, const int64_t *offset, int64_
   for (int m = 0; m < P; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) store(lanes[m] + v * W, acc[m][v]);
-  for (int64_t m = 0; m < count; ++m)
-    for (int l = 0; l < NV * W; ++l) sums[m * step + lane + l] += double(lanes[m][l]);
+  for (int64_t m = 0; m < count; ++m) {
+    double *to = sums + m * step + lane;
+    if (add)
+      for (int l = 0; l < NV * W; ++l) to[l] += double(lanes[m][l]);
+    else
+      for (int l = 0; l < NV * W; ++l) to[l] = double(lanes[m][l]);
+  }
 }
 
-// sums[k][lane] += ... for `count` rows k, whose channels lie offset[k] from a pixel.
+// sums[k][lane], to which they `add`, of `count` rows k, whose channels lie offset[k] from a pixel.
 template <class T, int NV>
-static void weight_product(const WeightProduct<T> &s, const int64_t *offset, int64_t count, int64_t lane, double *sums,
-                           int64_t step) {
+static void weight_product(const WeightProduct<T> &s, const int64_t *offset, int64_t count, int64_t lane, bool add,
+                           double *sums, int64_t step) {
   constexpr int P = tile_rows(NV);
   int64_t k = 0;
-  for (; k + P <= count; k += P) weight_rows<T, P, NV>(s, offset + k, P, lane, sums + k * step, step);
+  for (; k + P <= count; k += P) weight_rows<T, P, NV>(s, offset + k, P, lane, add, sums + k * step, step);
   const int64_t rest = count - k;
-  if (rest > 4) weight_rows<T, P, NV>(s, offset + k, rest, lane, sums + k * step, step);
-  else if (rest > 2) weight_rows<T, 4, NV>(s, offset + k, rest, lane, sums + k * step, step);
-  else if (rest > 1) weight_rows<T, 2, NV>(s, offset + k, rest, lane, sums + k * step, step);
-  else if (rest > 0) weight_rows<T, 1, NV>(s, offset + k, rest, lane, sums + k * step, step);
+  if (rest > 4) weight_rows<T, P, NV>(s, offset + k, rest, lane, add, sums + k * step, step);
+  else if (rest > 2) weight_rows<T, 4, NV>(s, offset + k, rest, lane, add, sums + k * step, step);
+  else if (rest > 1) weight_rows<T, 2, NV>(s, offset + k, rest, lane, add, sums + k * step, step);
+  else if (rest > 0) weight_rows<T, 1, NV>(s, offset + k, rest, lane, add, sums + k * step, step);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -357,10 +358,11 @@ void masked_conv(bool backward, bool is_double, int64_t images, int64_t height, 
                  int64_t out_channels, int64_t down, int64_t across, const std::vector<int64_t> &taps, int64_t groups,
                  bool strict, const Planes &x, uintptr_t weight, uintptr_t bias, const Planes &y, const Planes &grad_x,
                  uintptr_t grad_weight, uintptr_t grad_bias) {
-  std::vector<int64_t> dy, dx, in_key, out_key;
+  std::vector<int64_t> live(size_t(down * across), -1), dy, dx, in_key, out_key;
   int64_t centre = -1;
   for (int64_t tap : taps) {
     if (groups > 1 && tap == down * across / 2) centre = int64_t(dy.size());
+    live[size_t(tap)] = int64_t(dy.size());
     dy.push_back(tap / across - down / 2);
     dx.push_back(tap % across - across / 2);
   }
@@ -375,12 +377,13 @@ void masked_conv(bool backward, bool is_double, int64_t images, int64_t height, 
                            out_channels,
                            down * across,
                            int64_t(taps.size()),
-                           taps.data(),
+                           live.data(),
                            dy.data(),
                            dx.data(),
                            centre,
                            in_key.data(),
                            out_key.data(),
+                           nullptr,
                            nullptr,
                            nullptr,
                            planes(x),
@@ -392,6 +395,75 @@ void masked_conv(bool backward, bool is_double, int64_t images, int64_t height, 
                            at(grad_weight),
                            at(grad_bias)};
   run_masked_conv(backward, is_double, p);
+}
+
+// The degrees in the order given, which must be one of all of them and make them rise; empty if not.
+std::vector<int64_t> sorted_degrees(const int64_t *degrees, const std::vector<int64_t> &order) {
+  std::vector<int64_t> sorted;
+  std::vector<bool> seen(order.size());
+  for (int64_t i : order) {
+    if (i < 0 || i >= int64_t(order.size()) || seen[size_t(i)]) return {};
+    seen[size_t(i)] = true;
+    sorted.push_back(degrees[i]);
+    if (sorted.size() > 1 && sorted[sorted.size() - 2] > sorted.back()) return {};
+  }
+  return sorted;
+}
+
+// 0, or 1 or 2 where the input's or the output's degrees do not rise in their order (null: their own).
+int64_t masked_linear(bool backward, bool is_double, int64_t rows, int64_t inputs, int64_t outputs,
+                      uintptr_t in_degrees, uintptr_t out_degrees, uintptr_t in_order, uintptr_t out_order, bool strict,
+                      uintptr_t x, int64_t x_row, uintptr_t weight, uintptr_t bias, uintptr_t y, int64_t y_row,
+                      uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias) {
+  // Copies, so that whoever writes to the tensors meanwhile changes no address.
+  auto copied = [](uintptr_t order, int64_t count) {
+    std::vector<int64_t> v(size_t(count), 0);
+    if (order == 0) std::iota(v.begin(), v.end(), 0);
+    else std::copy_n(at<int64_t>(order), count, v.begin());
+    return v;
+  };
+  const std::vector<int64_t> ins = copied(in_order, inputs), outs = copied(out_order, outputs);
+  std::vector<int64_t> in_key = sorted_degrees(at<int64_t>(in_degrees), ins);
+  std::vector<int64_t> out_key = sorted_degrees(at<int64_t>(out_degrees), outs);
+  if (int64_t(in_key.size()) != inputs) return 1;
+  if (int64_t(out_key.size()) != outputs) return 2;
+  // Keys are places among the outputs, so that no degree can overflow.
+  int64_t first = 0;
+  for (int64_t &key : in_key) {
+    while (first < outputs && (strict ? out_key[size_t(first)] <= key : out_key[size_t(first)] < key)) ++first;
+    key = first;
+  }
+  std::iota(out_key.begin(), out_key.end(), 0);
+  std::vector<int64_t> ranks(ins.size());
+  for (size_t i = 0; i < ins.size(); ++i) ranks[size_t(ins[i])] = int64_t(i);
+  const int64_t none = 0;
+  const MaskedConvPlanes result = {at(y), 0, 1, y_row};
+  const MaskedConvParams p{1,
+                           rows,
+                           1,
+                           inputs,
+                           outputs,
+                           1,
+                           1,
+                           &none,
+                           &none,
+                           &none,
+                           0,
+                           in_key.data(),
+                           out_key.data(),
+                           in_order == 0 ? nullptr : ins.data(),
+                           in_order == 0 ? nullptr : ranks.data(),
+                           out_order == 0 ? nullptr : outs.data(),
+                           {at(x), 0, 1, x_row},
+                           at(weight),
+                           at(bias),
+                           backward ? MaskedConvPlanes{} : result,
+                           backward ? result : MaskedConvPlanes{},
+                           {at(grad_x), 0, 1, inputs},
+                           at(grad_weight),
+                           at(grad_bias)};
+  run_masked_conv(backward, is_double, p);
+  return 0;
 }
 
 void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t rows, int64_t columns, bool is_double,
@@ -453,6 +525,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("height"), py::arg("width"), py::arg("in_channels"), py::arg("out_channels"), py::arg("down"),
         py::arg("across"), py::arg("taps"), py::arg("groups"), py::arg("strict"), py::arg("x"), py::arg("weight"),
         py::arg("bias"), py::arg("y"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"));
+  m.def("masked_linear", &masked_linear, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"),
+        py::arg("inputs"), py::arg("outputs"), py::arg("in_degrees"), py::arg("out_degrees"), py::arg("in_order"),
+        py::arg("out_order"), py::arg("strict"), py::arg("x"), py::arg("x_row"), py::arg("weight"), py::arg("bias"),
+        py::arg("y"), py::arg("y_row"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(
