@@ -128,11 +128,6 @@ template <class T> EVIDENS_INLINE MapConstants<T> map_constants(const CouplingPa
 
 // --- lanes ---------------------------------------------------------------------------------------
 
-template <class T, int... I> EVIDENS_INLINE Vec<Int<T>> lane_numbers_(Indices<I...>) { return Vec<Int<T>>{I...}; }
-template <class T> EVIDENS_INLINE Vec<Int<T>> lane_numbers() {
-  return lane_numbers_<T>(typename MakeIndices<width<T>>::type());
-}
-
 template <int... I> EVIDENS_INLINE Vec<double> low_half(Vec<float> v, Indices<I...>) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, I...), Vec<double>);
 }

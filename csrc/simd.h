@@ -123,6 +123,10 @@ template <class T, int S = 1> EVIDENS_INLINE Vec<T> sum_lanes(const Vec<T> *v) {
     return sum_lanes<T, S * 2>(next);
   }
 }
+template <class T, int... I> EVIDENS_INLINE Vec<Int<T>> lane_numbers_(Indices<I...>) { return Vec<Int<T>>{I...}; }
+template <class T> EVIDENS_INLINE Vec<Int<T>> lane_numbers() {
+  return lane_numbers_<T>(typename MakeIndices<width<T>>::type());
+}
 // Every lane exchanged with the one S further on, or back.
 template <class T, int S, int... I> EVIDENS_INLINE Vec<T> exchange_(Vec<T> v, Indices<I...>) {
   return __builtin_shufflevector(v, v, (I ^ S)...);

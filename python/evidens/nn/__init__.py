@@ -1,6 +1,6 @@
 """Drop-in ``torch.nn`` modules over the ops: the layers of normalizing flows and their networks.
 
-A layer is called as ``layer(x, context) -> (y, logdet)`` and undone by ``layer.inverse(y, context)
+`MaskedConv2d` and `MaskedLinear` are called as torch's layers are.  A layer of a flow is called as ``layer(x, context) -> (y, logdet)`` and undone by ``layer.inverse(y, context)
 -> (x, logdet)``, each with the log-determinant (N,) of the direction taken.
 """
 
@@ -9,6 +9,7 @@ from evidens.nn.chain import Chain, Inverse
 from evidens.nn.conditioners import MLP, ConvNet
 from evidens.nn.coupling import AffineCoupling
 from evidens.nn.linear import Invertible1x1Conv, InvertibleLinear, Permutation
+from evidens.nn.masked import MaskedConv2d, MaskedLinear
 from evidens.nn.multiscale import Split, Squeeze
 from evidens.nn.spline import SplineCoupling
 
@@ -21,6 +22,8 @@ __all__ = [
     "Inverse",
     "Invertible1x1Conv",
     "InvertibleLinear",
+    "MaskedConv2d",
+    "MaskedLinear",
     "Permutation",
     "SplineCoupling",
     "Split",

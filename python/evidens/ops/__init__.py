@@ -18,6 +18,7 @@ from evidens.ops.hmm import (
     hmm_sample_paths,
     hmm_viterbi,
 )
+from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.philox import philox_uniform
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
@@ -35,6 +36,8 @@ __all__ = [
     "hmm_sample_paths",
     "hmm_viterbi",
     "invertible_linear",
+    "masked_conv2d",
+    "masked_linear",
     "philox_uniform",
     "rational_quadratic_spline",
     "spline_coupling",

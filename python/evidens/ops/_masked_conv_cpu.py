@@ -1,0 +1,241 @@
+"""The masked convolution and linear ops on CPU tensors: addresses and strides for ``evidens._C``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evidens._native import empty, library
+
+__all__ = ["masked_conv2d", "masked_conv2d_backward", "masked_linear", "masked_linear_backward"]
+
+_NONE = (0, 0, 0, 0)
+Planes = tuple[int, int, int, int]
+
+
+def _evenly(t: Tensor) -> Tensor:
+    """``t`` (N, C, H, W) with adjacent places or adjacent channels: a view where it is one."""
+    n, c, h, w = t.stride()
+    channels, height, width = t.shape[1:]
+    if height * width <= 1:
+        return t if c == 1 or channels == 1 else t.contiguous()
+    step = w if width > 1 else h
+    even = height == 1 or width == 1 or h == width * w
+    return t if even and (step == 1 or c == 1 or channels == 1) else t.contiguous()
+
+
+def _planes(t: Tensor) -> Planes:
+    """Address, and strides of images, channels and places."""
+    n, c, h, w = t.stride()
+    channels, height, width = t.shape[1:]
+    place = w if width > 1 else h
+    if channels == 1 or height * width == 1:
+        c = 1  # whatever the tensor says
+    return t.data_ptr(), n, c, place
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def masked_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, taps: list[int], strict: bool, groups: int
+) -> Tensor:
+    x, weight = _evenly(x), weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    n, c, h, w = x.shape
+    o, _, down, across = weight.shape
+    y = empty(x, (n, o, h, w))
+    library.masked_conv(
+        False,
+        x.dtype is torch.float64,
+        n,
+        h,
+        w,
+        c,
+        o,
+        down,
+        across,
+        taps,
+        groups,
+        strict,
+        _planes(x),
+        weight.data_ptr(),
+        _address(bias),
+        _planes(y),
+        _NONE,
+        0,
+        0,
+    )
+    return y
+
+
+def masked_conv2d_backward(
+    x: Tensor,
+    weight: Tensor,
+    grad_y: Tensor,
+    taps: list[int],
+    strict: bool,
+    groups: int,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, grad_y = _evenly(x), weight.contiguous(), _evenly(grad_y)
+    n, c, h, w = x.shape
+    o, _, down, across = weight.shape
+    whole = n * h * w > 0
+    make = x.new_empty if whole else x.new_zeros
+    grad_x = empty(x, x.shape if need_x else (0,))
+    grad_weight = make(weight.shape if need_weight else (0,))
+    grad_bias = make((o,) if need_bias else (0,))
+    library.masked_conv(
+        True,
+        x.dtype is torch.float64,
+        n,
+        h,
+        w,
+        c,
+        o,
+        down,
+        across,
+        taps,
+        groups,
+        strict,
+        _planes(x),
+        weight.data_ptr(),
+        0,
+        _planes(grad_y),
+        _planes(grad_x) if need_x else _NONE,
+        grad_weight.data_ptr() if need_weight else 0,
+        grad_bias.data_ptr() if need_bias else 0,
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+# --- linear --------------------------------------------------------------------------------------
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous()
+
+
+def _ordered(t: Tensor, order: Tensor | None) -> Tensor:
+    return _rows(t) if order is None else t.index_select(1, order)
+
+
+def _linear(
+    backward: bool,
+    orders: list[Tensor | None],
+    degrees: tuple[Tensor, Tensor],
+    strict: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    grad_x: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Calls the kernel, which reads its input in the order of the degrees and writes in any."""
+    in_order, out_order = orders
+    given = _ordered(x, in_order)
+    other = _ordered(y, out_order) if backward else y
+    ok = library.masked_linear(
+        backward,
+        x.dtype is torch.float64,
+        x.shape[0],
+        x.shape[1],
+        y.shape[1],
+        degrees[0].data_ptr(),
+        degrees[1].data_ptr(),
+        _address(in_order),
+        _address(out_order),
+        strict,
+        given.data_ptr(),
+        given.stride(0),
+        weight.data_ptr(),
+        _address(bias),
+        other.data_ptr(),
+        other.stride(0),
+        _address(grad_x),
+        _address(grad_weight),
+        _address(grad_bias),
+    )
+    if ok == 0:
+        return
+    # Without an order the degrees must be rising: only now is one looked for.
+    place, name = (0, "in") if ok == 1 else (1, "out")
+    if orders[place] is not None:
+        raise ValueError(
+            f"evidens.masked_linear: {name}_order must put {name}_degrees into rising order and "
+            f"name each of them once; torch.argsort({name}_degrees, stable=True) is one"
+        )
+    orders[place] = torch.argsort(degrees[place], stable=True)
+    _linear(backward, orders, degrees, strict, x, weight, bias, y, grad_x, grad_weight, grad_bias)
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    in_order: Tensor | None,
+    out_order: Tensor | None,
+    strict: bool,
+) -> Tensor:
+    y = empty(x, (x.shape[0], weight.shape[0]))
+    _linear(
+        False,
+        [_contiguous(in_order), _contiguous(out_order)],
+        (in_degrees.contiguous(), out_degrees.contiguous()),
+        strict,
+        x,
+        weight.contiguous(),
+        _contiguous(bias),
+        y,
+        None,
+        None,
+        None,
+    )
+    return y
+
+
+def masked_linear_backward(
+    x: Tensor,
+    weight: Tensor,
+    grad_y: Tensor,
+    in_degrees: Tensor,
+    out_degrees: Tensor,
+    in_order: Tensor | None,
+    out_order: Tensor | None,
+    strict: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    make = x.new_empty if x.shape[0] else x.new_zeros
+    grad_x = empty(x, x.shape) if need_x else None
+    grad_weight = make(weight.shape) if need_weight else None
+    grad_bias = make((weight.shape[0],)) if need_bias else None
+    _linear(
+        True,
+        [_contiguous(in_order), _contiguous(out_order)],
+        (in_degrees.contiguous(), out_degrees.contiguous()),
+        strict,
+        x,
+        weight.contiguous(),
+        None,
+        grad_y,
+        grad_x,
+        grad_weight,
+        grad_bias,
+    )
+    a, b, c = (x.new_empty((0,)) if g is None else g for g in (grad_x, grad_weight, grad_bias))
+    return a, b, c
