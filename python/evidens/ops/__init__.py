@@ -1,5 +1,6 @@
 """Public ops: differentiable, ``torch.compile``-clean, on every device; see `evidens.info`."""
 
+from evidens.ops.autoregress import made_noise, made_sample
 from evidens.ops.coupling import actnorm, affine_coupling, invertible_linear
 from evidens.ops.gmm import (
     gmm_component_log_prob,
@@ -35,6 +36,8 @@ __all__ = [
     "hmm_sample_paths",
     "hmm_viterbi",
     "invertible_linear",
+    "made_noise",
+    "made_sample",
     "philox_uniform",
     "rational_quadratic_spline",
     "spline_coupling",
