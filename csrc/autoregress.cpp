@@ -61,14 +61,18 @@ template <class T> void pack(int64_t begin, int64_t end, const MadeParams &p) {
     const MadeJob &job = p.job[j];
     if (job.task == evidens::kDraw) continue;
     const MadeLayer &layer = p.layer[job.layer];
-    const T *row[kOuterRows];
-    for (int32_t m = 0; m < job.rows; ++m)
-      row[m] = static_cast<const T *>(layer.weight) + layer.units[job.first + m] * layer.row;
-    T *out = static_cast<T *>(p.packed) + job.weights;
-    for (int64_t i = job.begin; i < job.end; ++i) {
-      const int64_t column = layer.columns[i];
-      for (int32_t m = 0; m < job.rows; ++m) *out++ = row[m][column];
-    }
+    with_constant<kOuterRows>(job.rows, [&](auto rows) __attribute__((always_inline)) {
+      constexpr int Rows = decltype(rows)::value;
+      const T *row[Rows];
+      for (int m = 0; m < Rows; ++m)
+        row[m] = static_cast<const T *>(layer.weight) + layer.units[job.first + m] * layer.row;
+      T *out = static_cast<T *>(p.packed) + job.weights;
+      for (int64_t i = job.begin; i < job.end; ++i, out += Rows) {
+        const int64_t column = layer.columns[i];
+#pragma GCC unroll 8
+        for (int m = 0; m < Rows; ++m) out[m] = row[m][column];
+      }
+    });
   }
 }
 
@@ -77,14 +81,14 @@ template <class T> void pack(int64_t begin, int64_t end, const MadeParams &p) {
 // One vector of rows of one feature; parameters are (P, lanes).
 template <class T> struct Draw {
   const MadeParams &p;
-  T *params, *spare;        // the spare copy is for splines with known values
-  const T *noise;           // of the vector; the next number of a feature is `stride` further
+  T *params, *spare;  // the spare copy is for splines with known values
+  const T *noise;     // of the vector; the next number of a feature is `stride` further
   int64_t stride;
   bool some_known;
   Vec<Int<T>> known;
-  Vec<T> value;             // where known
+  Vec<T> value;  // where known
   int64_t feature;
-  Vec<T> log;               // out: term of the log-determinant
+  Vec<T> log;  // out: term of the log-determinant
 };
 
 template <class T> constexpr T not_a_number = T(__builtin_nan(""));

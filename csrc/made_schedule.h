@@ -16,12 +16,10 @@
 namespace evidens {
 
 struct MadeSchedule {
-  struct Level {                   // of units with values: the inputs, hidden layers, the parameters
-    std::vector<int64_t> number;   // own numbers in the order of degrees
-    std::vector<int64_t> degree;   // ascending
-    int64_t before(int64_t d) const {
-      return std::lower_bound(degree.begin(), degree.end(), d) - degree.begin();
-    }
+  struct Level {                  // of units with values: the inputs, hidden layers, the parameters
+    std::vector<int64_t> number;  // own numbers in the order of degrees
+    std::vector<int64_t> degree;  // ascending
+    int64_t before(int64_t d) const { return std::lower_bound(degree.begin(), degree.end(), d) - degree.begin(); }
     int64_t size() const { return int64_t(number.size()); }
   };
 
@@ -75,7 +73,9 @@ struct MadeSchedule {
       thin.push_back(is);
       if (is) length = std::max(length, std::min<int64_t>(64, 4 * tile_ * count / std::max<int64_t>(level.size(), 1)));
     }
-    const auto end_of = [&](size_t l, int64_t s) { return s < count ? levels[l].before(steps[size_t(s)]) : levels[l].size(); };
+    const auto end_of = [&](size_t l, int64_t s) {
+      return s < count ? levels[l].before(steps[size_t(s)]) : levels[l].size();
+    };
     for (size_t l = 1; l < last; ++l) units(l, 0, end_of(l, 0), 0);
     for (int64_t from = 0; from < count; from += length) {
       const int64_t to = std::min(count, from + length);

@@ -19,9 +19,9 @@ template <class T, int Map> struct Spline : SplineBins<T, Map> {
   typedef typename Bins::V V;
   typedef typename Bins::I I;
   typedef typename Bins::Inside Inside;
+  using Bins::Bins;
   using Bins::p, Bins::W, Bins::knots, Bins::softmax, Bins::width_span, Bins::height_span;
   using Bins::slope_gradient;
-  using Bins::Bins;
 
   // --- blocks of rows ----------------------------------------------------------------------------
 

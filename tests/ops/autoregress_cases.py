@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +74,7 @@ def network(
     sizes = [features * width, *hidden, features * p]
     seen = order.repeat_interleave(width)
     weights, biases = [], []
-    for i, (below, units) in enumerate(zip(sizes, sizes[1:])):
+    for i, (below, units) in enumerate(itertools.pairwise(sizes)):
         last = i + 2 == len(sizes)
         degree = order.repeat_interleave(p) if last else degrees[i + 1]
         alive = degree[:, None] > seen if last else degree[:, None] >= seen

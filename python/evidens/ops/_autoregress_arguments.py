@@ -11,8 +11,7 @@ from torch import Tensor
 from evidens.ops import _checks as checks
 from evidens.ops import spline as splines
 from evidens.ops._coupling_arguments import scale_code
-from evidens.reference import autoregress as reference
-from evidens.reference.autoregress import ACTIVATIONS, AFFINE, CATEGORICAL, KINDS, SPLINE
+from evidens.reference.autoregress import KINDS, SPLINE
 
 #: By name: the kind of the inner op, and the numbers of noise of one feature.
 NOISE = {
@@ -57,16 +56,14 @@ def kind_of(op: str, kind: str) -> str:
     return kind
 
 
-def network(
+def tensors(
     op: str,
-    noise: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None,
     degrees: Sequence[Tensor],
-    one_hot: int,
-) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
-    """Weights, biases and degrees that fit each other and ``noise`` (N, D, R)."""
-    features = noise.shape[1]
+    **others: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor | None], dict[str, Tensor]]:
+    """Weights, biases and the other tensors by name, widened; refuses what requires a gradient."""
     layers = len(weights)
     if layers == 0 or len(degrees) != layers or (biases is not None and len(biases) != layers):
         raise ValueError(
@@ -74,6 +71,30 @@ def network(
             f"the features and of L hidden layers, got {layers} weights, "
             f"{0 if biases is None else len(biases)} biases and {len(degrees)} degrees"
         )
+    every: dict[str, Any] = {f"weights[{i}]": w for i, w in enumerate(weights)}
+    every |= {f"biases[{i}]": b for i, b in enumerate(biases or [None] * layers)}
+    every |= others
+    optional = {name for name in every if name.startswith("biases")} | others.keys() - {"noise"}
+    every = {name: t for name, t in every.items() if t is not None or name not in optional}
+    found: dict[str, Tensor] = dict(zip(every, checks.widen(op, *every.items())))
+    checks.no_gradient(op, *found.values(), instead="full passes of the network in torch")
+    return (
+        [found[f"weights[{i}]"] for i in range(layers)],
+        [found.get(f"biases[{i}]") for i in range(layers)],
+        {name: found[name] for name in others if name in found},
+    )
+
+
+def network(
+    op: str,
+    noise: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    degrees: Sequence[Tensor],
+    one_hot: int,
+) -> None:
+    """Refuses weights, biases and degrees that do not fit each other and ``noise`` (N, D, R)."""
+    features, layers = noise.shape[1], len(weights)
     for i, degree in enumerate(degrees):
         if degree.ndim != 1 or degree.dtype is not torch.int64 or degree.device != noise.device:
             raise ValueError(
@@ -86,8 +107,7 @@ def network(
             f"features of noise, got {degrees[0].shape[0]}"
         )
     below = features * max(one_hot, 1)
-    every: list[Tensor | None] = [None] * layers if biases is None else list(biases)
-    for i, (weight, bias) in enumerate(zip(weights, every)):
+    for i, (weight, bias) in enumerate(zip(weights, biases)):
         last = i + 1 == layers
         units = weight.shape[0] if last and weight.ndim == 2 else degrees[(i + 1) % layers].shape[0]
         if weight.shape != (units, below):
@@ -112,7 +132,6 @@ def network(
             f"evidens.{op}: weights[{layers - 1}] must have D * P rows, a multiple of "
             f"D = {features}, got {below}"
         )
-    return list(weights), every, list(degrees)
 
 
 def parameter_count(op: str, kind: str, given: int) -> None:
@@ -121,7 +140,7 @@ def parameter_count(op: str, kind: str, given: int) -> None:
     if not fits.get(kind, True):
         raise ValueError(
             f"evidens.{op}: kind {kind!r} takes {_PARAMETERS[kind]} parameters for each feature, "
-            f"got P = {given}; rows d * P .. d * P + P - 1 of the last weight are those of feature d"
+            f"got P = {given}; rows d * P .. d * P + P - 1 of the last weight belong to feature d"
         )
 
 
@@ -151,7 +170,8 @@ def partial(
         return None, None
     n, d = noise.shape[:2]
     like(op, "values", values, noise, "(N, D)", (n, d))
-    if known.dtype is not torch.bool or known.shape not in ((n, d), (d,)):
+    fits = known.shape == (d,) if known.ndim == 1 else known.shape == (n, d)
+    if known.dtype is not torch.bool or not fits:
         raise ValueError(
             f"evidens.{op}: known must be a bool tensor (N, D) = {(n, d)} or (D,), got "
             f"{known.dtype} {tuple(known.shape)}"
@@ -219,16 +239,18 @@ def spline_settings(
     return Spline(bins, *settings)
 
 
-def affine_settings(
+def way(
     op: str, kind: str, scale_map: str | None, clamp: float | None, inverse: bool
 ) -> tuple[int, float, bool]:
     """Code and constant of the scale map, and the direction."""
     if kind != "affine":
         if scale_map is not None or clamp is not None:
-            raise ValueError(f"evidens.{op}: scale_map and clamp are for kind 'affine', not {kind!r}")
+            raise ValueError(
+                f"evidens.{op}: scale_map and clamp are for kind 'affine', not {kind!r}"
+            )
         if inverse and kind != "spline":
             raise ValueError(
                 f"evidens.{op}: inverse is for kinds 'affine' and 'spline', not {kind!r}"
             )
         return 0, 0.0, bool(inverse)
-    return *scale_code("exp" if scale_map is None else scale_map, clamp), bool(inverse)
+    return *scale_code("exp" if scale_map is None else scale_map, clamp, op), bool(inverse)

@@ -45,9 +45,7 @@ def made_sample(
     matrices = [_matrix(w) for w in weights]
     vectors = [b if b is None else b.contiguous() for b in biases]
     orders = [o.contiguous() for o in degrees]
-    context, known, values = (
-        t if t is None else t.contiguous() for t in (context, known, values)
-    )
+    context, known, values = (t if t is None else t.contiguous() for t in (context, known, values))
     slopes = parameters - 2 * bins
     first_slope = len(tails) == 1 and tails[0] == LINEAR
     if len(tails) > 1 or len(box) > 4:  # then both are per feature

@@ -185,14 +185,10 @@ def made_sample(
     """
     op = "made_sample"
     name = given.kind_of(op, kind)
-    weights, every = list(weights), [None] * len(weights) if biases is None else list(biases)
-    named = [("noise", noise), *((f"weights[{i}]", w) for i, w in enumerate(weights))]
-    optional = [*((f"biases[{i}]", b) for i, b in enumerate(every))]
-    optional += [("context", context), ("values", values)]
-    named += [(label, t) for label, t in optional if t is not None]
-    checks.no_gradient(op, *(t for _, t in named), instead="full passes of the network in torch")
-    widened = dict(zip((label for label, _ in named), checks.widen(op, *named)))
-    noise = widened["noise"]
+    weights, biases, found = given.tensors(
+        op, weights, biases, degrees, noise=noise, context=context, values=values
+    )
+    noise, context = found["noise"], found.get("context")
     checks.floating(op, "noise", noise)
     draws = len(given.NOISE[name])
     letters = "(N, D)" if draws == 1 else "(N, D, 2)"
@@ -204,22 +200,14 @@ def made_sample(
     noise = noise.unsqueeze(2) if draws == 1 else noise
     n, d = noise.shape[:2]
     code = given.choice(op, "activation", activation, ACTIVATIONS)
-    direction = given.affine_settings(op, name, scale_map, clamp, inverse)
+    way = given.way(op, name, scale_map, clamp, inverse)
     name = "affine" if name == "gaussian" else name
-    discrete = name in ("bernoulli", "categorical")
-    if one_hot < 0 or (one_hot and not discrete):
+    if one_hot < 0 or (one_hot and name not in ("bernoulli", "categorical")):
         raise ValueError(
             f"evidens.{op}: one_hot must be 0, or K levels with kinds 'bernoulli' and "
             f"'categorical', got {one_hot} with {kind!r}"
         )
-    weights, every, orders = given.network(
-        op,
-        noise,
-        [widened[f"weights[{i}]"] for i in range(len(weights))],
-        [widened.get(f"biases[{i}]") for i in range(len(weights))],
-        degrees,
-        one_hot,
-    )
+    given.network(op, noise, weights, biases, degrees, one_hot)
     flow = name in ("affine", "spline")
     if d == 0:  # then nothing tells the number of parameters
         x = noise.new_empty((n, 0))
@@ -233,17 +221,15 @@ def made_sample(
         )
     index = KINDS.index(name)
     settings = given.spline_settings(op, index, spline, d, parameters)
-    context = widened.get("context")
     if context is not None:
-        units = weights[0].shape[0]
         what = "(N, D * P)" if len(weights) == 1 else "(N, H1)"
-        given.like(op, "context", context, noise, what, (n, units))
-    known, values = given.partial(op, known, widened.get("values"), noise, levels)
+        given.like(op, "context", context, noise, what, (n, weights[0].shape[0]))
+    known, values = given.partial(op, known, found.get("values"), noise, levels)
     x, logdet = _made(
         noise,
         weights,
-        every,
-        orders,
+        biases,
+        list(degrees),
         context,
         known,
         values,
@@ -251,7 +237,7 @@ def made_sample(
         code,
         one_hot,
         [float(v) for v in input_map],
-        *direction,
+        *way,
         *settings,
     )
     return (x, logdet) if flow else x

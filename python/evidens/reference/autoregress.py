@@ -179,9 +179,7 @@ def made_sample(
     back = coupling.SCALE_MAPS[scale_map], clamp, not inverse, splines
     for degree in order.unique():
         inputs = encode(x, levels, *input_map)
-        params = made_parameters(
-            inputs, weights, biases, degrees, context, ACTIVATIONS[activation]
-        )
+        params = made_parameters(inputs, weights, biases, degrees, context, ACTIVATIONS[activation])
         drawn, terms = made_draw(noise, params, kind, *way)
         if known is not None and values is not None:
             if kind == SPLINE:  # its slope, seen from the value
