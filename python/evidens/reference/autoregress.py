@@ -127,8 +127,10 @@ def made_draw(
         return mean + log_scale.exp() * noise[..., 1] + nan, none
     map, tails, box, options, bins = splines
     edges = bins + 1 if map == "knots" else bins
-    pieces = params.tensor_split((edges, 2 * edges), -1)
-    return spline.rational_quadratic_spline(z, *pieces, map, tails, box, options, inverse)
+    widths, heights, slopes = params.tensor_split((edges, 2 * edges), -1)
+    return spline.rational_quadratic_spline(
+        z, widths, heights, slopes, map, tails, box, options, inverse
+    )
 
 
 def encode(x: Tensor, levels: int, input_scale: float, input_shift: float) -> Tensor:
