@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "autoregress.h"
 #include "coupling.h"
 #include "gmm.h"
 #include "hmm.h"
@@ -21,6 +22,7 @@ struct Kernels {
   const ActNormKernel *actnorm;
   const SplineKernel *spline;
   const MaskedConvKernel *masked_conv;
+  const MadeKernel *made;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

@@ -22,6 +22,8 @@
 #include "hmm_run.h"
 #include "host.h"
 #include "kernels.h"
+#include "made_schedule.h"
+#include "parallel.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -411,6 +413,78 @@ int64_t masked_linear(bool backward, bool is_double, int64_t rows, int64_t input
   return 0;
 }
 
+// A matrix is (address, row stride).
+using Matrix = std::array<int64_t, 2>;
+
+void made_sample(bool is_double, int64_t rows, int64_t features, int64_t parameters, int64_t draws, int64_t levels,
+                 double input_scale, double input_shift, int kind, int activation, int map, bool inverse, double clamp,
+                 const std::vector<Matrix> &weights, const std::vector<uintptr_t> &biases,
+                 const std::vector<uintptr_t> &degrees, const std::vector<int64_t> &sizes, uintptr_t noise,
+                 uintptr_t context, int64_t context_units, uintptr_t known, uintptr_t values, int64_t bins,
+                 int spline_map, bool first_slope, bool last_stored, int64_t derivatives,
+                 const std::vector<int32_t> &tails, const std::vector<double> &box, const std::vector<double> &options,
+                 uintptr_t x, uintptr_t logdet) {
+  const MadeKernel &kernel = kernels->made[is_double];
+  std::vector<const int64_t *> degree;
+  for (uintptr_t address : degrees) degree.push_back(at<int64_t>(address));
+  const MadeSchedule schedule(degree, sizes, std::max<int64_t>(levels, 1), parameters, kernel.tile_rows);
+  std::vector<MadeLayer> layers;
+  for (size_t l = 0; l < weights.size() && features > 0; ++l) {
+    const auto &units = schedule.levels[l + 1].number, &below = schedule.levels[l].number;
+    layers.push_back({at(uintptr_t(weights[l][0])), weights[l][1], at(biases[l]), units.data(), below.data(),
+                      int64_t(units.size()), int64_t(below.size())});
+  }
+  SplineParams spline = {};
+  spline.bins = bins, spline.map = spline_map, spline.mixed = tails.size() > 1;
+  spline.first_slope = first_slope, spline.last_stored = last_stored;
+  spline.tails = tails.data(), spline.box = box.data();
+  spline.min_width = options[0], spline.min_height = options[1], spline.min_derivative = options[2];
+  spline.beta = options[3], spline.log_slope = options[4], spline.logit_scale = options[5];
+  spline.widths.count = spline.heights.count = bins, spline.derivatives.count = derivatives;
+  const int64_t element = is_double ? sizeof(double) : sizeof(float);
+  const Buffer packed = allocate(schedule.packed * element);
+  const MadeParams p{rows,
+                     features,
+                     parameters,
+                     draws,
+                     levels,
+                     input_scale,
+                     input_shift,
+                     kind,
+                     activation,
+                     map,
+                     inverse,
+                     clamp,
+                     &spline,
+                     int64_t(layers.size()),
+                     layers.data(),
+                     schedule.jobs.data(),
+                     int64_t(schedule.jobs.size()),
+                     schedule.held,
+                     schedule.order.data(),
+                     context_units,
+                     at(noise),
+                     at(context),
+                     at<uint8_t>(known),
+                     at(values),
+                     packed.get(),
+                     at(x),
+                     at(logdet)};
+  // Rows do not meet, so that blocks may be cut by the number of threads.
+  const int64_t workers = workers_for(double(rows) * double(schedule.packed), rows);
+  const int64_t share = (rows + workers - 1) / std::max<int64_t>(workers, 1);
+  const int64_t block = std::min<int64_t>(kernel.lanes, (share + kernel.width - 1) / kernel.width * kernel.width);
+  const int64_t blocks = block == 0 ? 0 : (rows + block - 1) / block, part = 256;
+  const int64_t parts = blocks == 0 ? 0 : (p.jobs + part - 1) / part;
+  run_blocks(pool, parts, workers_for(double(schedule.packed) * 8, parts),
+             [&](int64_t i, int64_t) { kernel.pack(i * part, std::min(p.jobs, (i + 1) * part), p); });
+  const int64_t bytes = (kernel.scratch_bytes(p) + 63) / 64 * 64;
+  const Buffer scratch = allocate(std::min(workers, blocks) * bytes);
+  run_blocks(pool, blocks, std::min(workers, blocks), [&](int64_t i, int64_t worker) {
+    kernel.run(i * block, std::min(rows, (i + 1) * block), p, static_cast<char *>(scratch.get()) + worker * bytes);
+  });
+}
+
 void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t rows, int64_t columns, bool is_double,
                     uintptr_t out) {
   const PhiloxParams p{seed, step, row_offset, rows, columns, is_double, at(out)};
@@ -474,6 +548,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("inputs"), py::arg("outputs"), py::arg("in_degrees"), py::arg("out_degrees"), py::arg("in_order"),
         py::arg("out_order"), py::arg("strict"), py::arg("x"), py::arg("x_row"), py::arg("weight"), py::arg("bias"),
         py::arg("y"), py::arg("y_row"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"));
+  m.def("made_sample", &made_sample, release, py::arg("is_double"), py::arg("rows"), py::arg("features"),
+        py::arg("parameters"), py::arg("draws"), py::arg("levels"), py::arg("input_scale"), py::arg("input_shift"),
+        py::arg("kind"), py::arg("activation"), py::arg("map"), py::arg("inverse"), py::arg("clamp"),
+        py::arg("weights"), py::arg("biases"), py::arg("degrees"), py::arg("sizes"), py::arg("noise"),
+        py::arg("context"), py::arg("context_units"), py::arg("known"), py::arg("values"), py::arg("bins"),
+        py::arg("spline_map"), py::arg("first_slope"), py::arg("last_stored"), py::arg("derivatives"), py::arg("tails"),
+        py::arg("box"), py::arg("options"), py::arg("x"), py::arg("logdet"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

@@ -1,5 +1,6 @@
 """Public ops: differentiable, ``torch.compile``-clean, on every device; see `evidens.info`."""
 
+from evidens.ops.autoregress import made_noise, made_sample
 from evidens.ops.coupling import actnorm, affine_coupling, invertible_linear
 from evidens.ops.gmm import (
     gmm_component_log_prob,
@@ -38,6 +39,8 @@ __all__ = [
     "invertible_linear",
     "masked_conv2d",
     "masked_linear",
+    "made_noise",
+    "made_sample",
     "philox_uniform",
     "rational_quadratic_spline",
     "spline_coupling",

@@ -25,20 +25,21 @@ _DEFAULT = {name: (code, DEFAULT_CLAMP.get(name, 0.0)) for name, code in _CODE.i
 _OFFSETS = ("sigmoid", "softplus")
 
 
-def scale_code(scale_map: str, clamp: float | None) -> tuple[int, float]:
+def scale_code(
+    scale_map: str, clamp: float | None, op: str = "affine_coupling"
+) -> tuple[int, float]:
     """The code of a scale map and its constant."""
     try:
         code, default = _DEFAULT[scale_map]
     except (KeyError, TypeError):
         raise ValueError(
-            f"evidens.affine_coupling: scale_map must be one of {', '.join(SCALE_MAPS)}, "
-            f"got {scale_map!r}"
+            f"evidens.{op}: scale_map must be one of {', '.join(SCALE_MAPS)}, got {scale_map!r}"
         ) from None
     if clamp is None:
         return code, default
     if scale_map == "exp":
         raise ValueError(
-            f"evidens.affine_coupling: scale_map 'exp' takes no clamp, got {clamp!r}; "
+            f"evidens.{op}: scale_map 'exp' takes no clamp, got {clamp!r}; "
             "'exp_clamped' clips the raw scale"
         )
     clamp = float(clamp)
@@ -48,7 +49,7 @@ def scale_code(scale_map: str, clamp: float | None) -> tuple[int, float]:
             scale_map, "a slope between 0 and 1" if scale_map == "bounded_exp" else "a number > 0"
         )
         raise ValueError(
-            f"evidens.affine_coupling: clamp of scale_map {scale_map!r} must be {want}, got {clamp}"
+            f"evidens.{op}: clamp of scale_map {scale_map!r} must be {want}, got {clamp}"
         )
     return code, clamp
 
