@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits, make_moons
 
-from evidens import Flow, Glow, NeuralSplineFlow, RealNVP
+from evidens import Flow, Glow, MaskedAutoregressiveFlow, NeuralSplineFlow, RealNVP
 
 QUICK: dict[str, Any] = {"random_state": 0, "verbose": 0}
 SMALL: dict[str, Any] = {"layers": 4, "hidden": (32, 32)}
-CLASSES: tuple[type[Flow], ...] = (RealNVP, NeuralSplineFlow)
+CLASSES: tuple[type[Flow], ...] = (RealNVP, NeuralSplineFlow, MaskedAutoregressiveFlow)
 
 
 def moons(n: int = 1500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def fitted(cls: type[Flow]) -> Flow:
     """On two moons; tests leave it as it is."""
-    flow: Flow = cls(2, layers=4 if cls is NeuralSplineFlow else 8, hidden=(32, 32))
+    more: dict[str, Any] = {"transformer": "spline"} if cls is MaskedAutoregressiveFlow else {}
+    flow: Flow = cls(2, layers=8 if cls is RealNVP else 4, hidden=(32, 32), **more)
     flow.fit(moons()[0], epochs=40, lr=5e-3, batch_size=64, **QUICK)
     return flow
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models.flow_cases import CLASSES, QUICK, SMALL, digits, moons
 
-from evidens import NeuralSplineFlow, RealNVP
+from evidens import MaskedAutoregressiveFlow, NeuralSplineFlow, RealNVP
 from evidens.models.flow_input import training_rows
 
 X, Y = moons(800)
@@ -15,7 +15,8 @@ TEST, ANSWER = moons(400, 1)
 
 
 def learned(y=Y, cls=RealNVP, x=X, **options):
-    flow = cls(2, classes=2, **SMALL)
+    more = {"transformer": "spline"} if cls is MaskedAutoregressiveFlow else {}
+    flow = cls(2, classes=2, **SMALL, **more)
     return flow.fit(x, y, **{"epochs": 15, "lr": 1e-2} | QUICK | options)
 
 

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from evidens.nn import (
     MLP,
     ActNorm,
+    AffineAutoregressive,
     AffineCoupling,
     Chain,
     ConvNet,
     Inverse,
     Invertible1x1Conv,
     InvertibleLinear,
+    MaskedMLP,
     Permutation,
+    SplineAutoregressive,
     SplineCoupling,
     Split,
     Squeeze,
@@ -48,6 +51,11 @@ def spline(mask: Tensor | None = MASK, context: int = 0, **options: Any) -> Spli
     return SplineCoupling(D, MLP(*sizes, (16,), context=context), bins=4, mask=mask, **options)
 
 
+def autoregressive_spline() -> SplineAutoregressive:
+    net = MaskedMLP(D, SplineAutoregressive.outputs(4), (16,), order=[2, 0, 1, 4, 3])
+    return SplineAutoregressive(net, bins=4, bound=3.0)
+
+
 def image_coupling(channels: int = C) -> AffineCoupling:
     inputs, outputs = AffineCoupling.sizes(channels)
     return AffineCoupling(channels, ConvNet(inputs, outputs, 8))
@@ -74,6 +82,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (D,),
     ),
     "spline all": (lambda: spline(torch.ones(D, dtype=torch.bool)), (D,)),
+    "autoregressive": (lambda: AffineAutoregressive(MaskedMLP(D, 2, (16,))), (D,)),
+    "autoregressive spline": (autoregressive_spline, (D,)),
     "linear": (lambda: InvertibleLinear(D), (D,)),
     "linear rotation": (lambda: InvertibleLinear(D, init="rotation"), (D,)),
     "1x1": (lambda: Invertible1x1Conv(C, init="rotation"), (C, 2, 3)),

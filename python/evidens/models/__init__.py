@@ -1,5 +1,6 @@
 """Models: fit, log-density, sample, impute; scikit-learn's habits, arrays or tensors in and out."""
 
+from evidens.models.flow_autoregressive import MaskedAutoregressiveFlow
 from evidens.models.flow_base import Flow
 from evidens.models.flow_glow import Glow
 from evidens.models.flow_realnvp import RealNVP
@@ -20,6 +21,7 @@ __all__ = [
     "GaussianHMM",
     "GaussianMixture",
     "Glow",
+    "MaskedAutoregressiveFlow",
     "MultinomialHMM",
     "NeuralSplineFlow",
     "PoissonHMM",

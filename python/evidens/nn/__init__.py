@@ -5,6 +5,7 @@
 """
 
 from evidens.nn.actnorm import ActNorm
+from evidens.nn.autoregressive import AffineAutoregressive, MaskedMLP, SplineAutoregressive
 from evidens.nn.chain import Chain, Inverse
 from evidens.nn.conditioners import MLP, ConvNet
 from evidens.nn.coupling import AffineCoupling
@@ -16,6 +17,7 @@ from evidens.nn.spline import SplineCoupling
 __all__ = [
     "MLP",
     "ActNorm",
+    "AffineAutoregressive",
     "AffineCoupling",
     "Chain",
     "ConvNet",
@@ -24,7 +26,9 @@ __all__ = [
     "InvertibleLinear",
     "MaskedConv2d",
     "MaskedLinear",
+    "MaskedMLP",
     "Permutation",
+    "SplineAutoregressive",
     "SplineCoupling",
     "Split",
     "Squeeze",

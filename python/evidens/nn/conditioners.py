@@ -23,7 +23,7 @@ def _activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def _check_context(layer: nn.Module, context: Tensor | None, expected: int) -> None:
+def check_context(layer: nn.Module, context: Tensor | None, expected: int) -> None:
     got = None if context is None else tuple(context.shape)
     if (context is None) != (expected == 0) or (context is not None and got[1:] != (expected,)):  # type: ignore[index]
         want = f"shape (N, {expected})" if expected else "None"
@@ -83,7 +83,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(N, outputs) for x (N, inputs) and a context (N, context)."""
-        _check_context(self, context, self.context)
+        check_context(self, context, self.context)
         if self.constant is not None:
             return self.constant.expand(x.shape[0], -1)
         result: Tensor = self.layers(x if context is None else torch.cat([x, context], 1))
@@ -144,7 +144,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(N, outputs, H, W) for x (N, inputs, H, W) and a context (N, context)."""
-        _check_context(self, context, self.context)
+        check_context(self, context, self.context)
         h = self.first(x)
         if self.entry is not None:
             h = h + self.entry(context)[:, :, None, None]

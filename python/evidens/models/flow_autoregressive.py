@@ -1,0 +1,119 @@
+"""`MaskedAutoregressiveFlow`: layers in which every feature depends on those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from evidens.models.flow_base import Flow
+from evidens.models.flow_realnvp import TANH_CLAMP
+from evidens.models.flow_state import check_sizes
+from evidens.nn import AffineAutoregressive, Chain, Inverse, MaskedMLP, SplineAutoregressive
+
+TRANSFORMERS = ("affine", "spline")
+
+
+class MaskedAutoregressiveFlow(Flow):
+    """Normalizing flow of autoregressive layers (MAF), or of their inverses (IAF).
+
+    Args:
+        features: D.
+        context, classes: as in `evidens.RealNVP`.
+        layers: autoregressive layers; each takes the features in the reverse order of the one
+            before it.
+        hidden: widths of the hidden layers of each network.
+        transformer: what is done to a feature: ``"affine"`` or ``"spline"`` (rational-quadratic).
+        bins, bound: of the splines, as in `evidens.NeuralSplineFlow`.
+        inverse: the layers are used the other way round (IAF): draws take one pass of each network,
+            densities go feature by feature; a training step then takes D passes.
+        activation, dropout: as in `evidens.nn.MaskedMLP`.
+        standardize, dequantize, logit: as in `evidens.RealNVP`.
+
+    It starts as the Gaussian of independent features with the means and variances of the data.
+    A density takes one pass, a draw the work of one pass, feature by feature.
+
+    Raises:
+        ValueError: a size out of range, an unknown transformer or activation.
+
+    Source: Papamakarios, Pavlakou and Murray, Masked autoregressive flow for density estimation
+    (2017); Kingma et al., Improving variational inference with inverse autoregressive flow (2016).
+
+    Example:
+        >>> import evidens, numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(1000, 2))
+        >>> X[:, 1] += X[:, 0] ** 2
+        >>> flow = evidens.MaskedAutoregressiveFlow(2, layers=2, hidden=(32,))
+        >>> flow.fit(X, epochs=30, random_state=0).score(X) > -3.1  # a Gaussian reaches -3.4
+        True
+        >>> flow.sample(3, random_state=0).shape
+        (3, 2)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        context: int = 0,
+        classes: int = 0,
+        layers: int = 5,
+        hidden: Sequence[int] = (128, 128),
+        transformer: str = "affine",
+        bins: int = 8,
+        bound: float = 5.0,
+        inverse: bool = False,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        standardize: bool = True,
+        dequantize: int | None = None,
+        logit: float | None = 0.005,
+    ) -> None:
+        settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check_sizes(
+            type(self).__name__,
+            (features,),
+            context,
+            classes,
+            dequantize,
+            logit,
+            layers=layers,
+            bins=bins,
+        )
+        settings["hidden"] = list(hidden)
+        if transformer not in TRANSFORMERS:
+            raise ValueError(
+                f"MaskedAutoregressiveFlow: expected transformer one of {', '.join(TRANSFORMERS)}, "
+                f"got {transformer!r}"
+            )
+        spline = transformer == "spline"
+        forwards = torch.arange(features)
+        steps: list[nn.Module] = []
+        for i in range(layers):
+            net = MaskedMLP(
+                features,
+                SplineAutoregressive.outputs(bins) if spline else 2,
+                hidden,
+                order=forwards if i % 2 == 0 else forwards.flip(0),
+                context=context + classes,
+                activation=activation,
+                dropout=dropout,
+                zero_init=True,
+            )
+            layer: nn.Module = (
+                SplineAutoregressive(net, bins=bins, bound=bound)
+                if spline
+                else AffineAutoregressive(net, scale_map="tanh", clamp=TANH_CLAMP)
+            )
+            steps.append(Inverse(layer) if inverse else layer)
+        super().__init__(
+            (features,),
+            Chain(*steps),
+            settings=settings,
+            context=context,
+            classes=classes,
+            dequantize=dequantize,
+            logit=logit,
+            standardize="features" if standardize else "none",
+        )
