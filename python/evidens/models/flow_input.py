@@ -29,9 +29,10 @@ class Batch:
 
     def take(self, index: Tensor | slice) -> Batch:
         """Some of the rows."""
-        parts = (self.x, self.context, self.labels, self.weight)
-        some = (None if t is None else t[index] for t in parts)
-        return Batch(*some, unit=self.unit)  # type: ignore[arg-type]
+        c, labels, weight = (
+            None if t is None else t[index] for t in (self.context, self.labels, self.weight)
+        )
+        return Batch(self.x[index], c, labels, weight, self.unit)
 
 
 def training_rows(
