@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from evidens import ops
-from evidens.models.flow_input import contexts, label_numbers
+from evidens.models._rows import weights_of
+from evidens.models.flow_input import check_finite, contexts, label_numbers
 from evidens.models.flow_learning import FlowLearning
 from evidens.models.flow_state import CLASS, LATENT, PER_FEATURE, PIECE, evaluating, seed_of
+
+# Standardised numbers beyond which a density counts as 0, by the dtype of the layers.
+FARTHEST = {torch.float32: 1e15, torch.float64: 1e120}
 
 
 class Flow(FlowLearning):
@@ -93,10 +97,19 @@ class Flow(FlowLearning):
     def score(
         self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None
     ) -> float:
-        """Mean log-density of the rows, nats per row; ``sample_weight`` (N,) weighs them."""
+        """Mean log-density of the rows, nats per row; ``sample_weight`` (N,) weighs them.
+
+        Raises:
+            ValueError: as `log_prob`; weights that are negative, not finite, or 0 everywhere.
+        """
         value = torch.as_tensor(self.log_prob(X, context, y)).detach().double().cpu()
-        weight = None if sample_weight is None else torch.as_tensor(sample_weight).double().cpu()
-        return float(value.mean() if weight is None else (value * weight).sum() / weight.sum())
+        if sample_weight is None:
+            return float(value.mean())
+        weight = weights_of(sample_weight, len(value), value.device, torch.float64)
+        used = weight > 0
+        if not used.any():
+            raise ValueError(f"{type(self).__name__}: sample_weight is zero everywhere")
+        return float((value[used] * weight[used]).sum() / weight.sum())
 
     def bits_per_dim(
         self,
@@ -116,7 +129,7 @@ class Flow(FlowLearning):
             random_state: of the noise.
 
         Raises:
-            ValueError: the flow has no ``dequantize``.
+            ValueError: the flow has no ``dequantize``, or draws below 1.
 
         Source: Theis et al., A note on the evaluation of generative models (2016), section 3.1.
         """
@@ -125,6 +138,8 @@ class Flow(FlowLearning):
                 f"{type(self).__name__}: bits_per_dim is for integer data; build the flow with "
                 "dequantize=levels"
             )
+        if draws < 1:
+            raise ValueError(f"{type(self).__name__}: draws must be at least 1, got {draws}")
         seed = seed_of(random_state)
         terms = [
             torch.as_tensor(self._query(partial(self._log_prob, seed=seed + i), X, context, y))
@@ -147,7 +162,10 @@ class Flow(FlowLearning):
         else:
             possible = ((x >= 0) & (x < self.dequantize) & (x == x.floor())) | x.isnan()
         x = self._noisy(torch.where(possible, x, 0), first, seed)
-        result = self._density(x, context, labels)
+        # So far away the density is 0, but what the layers make of it may be inf - inf.
+        near = self.standard(x)[0].abs() < FARTHEST[self.dtype]
+        possible = possible & (near | x.isnan())
+        result = self._density(torch.where(possible, x, 0), context, labels)
         return result.masked_fill(~possible.flatten(1).all(1), -math.inf)
 
     # --- latents ---------------------------------------------------------------------------------
@@ -201,7 +219,7 @@ class Flow(FlowLearning):
             `fit`).  Arrays are float64, tensors of the dtype of the flow.
 
         Raises:
-            ValueError: a missing or wrong context, an unknown label, a negative n.
+            ValueError: a missing or wrong context, an unknown label, a negative n or temperature.
 
         Example:
             >>> import evidens
@@ -241,8 +259,15 @@ class Flow(FlowLearning):
         """Draws in float64: data may lie far from 0."""
         if n < 0:
             raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(
+                f"{type(self).__name__}: temperature must be a finite number of at least 0, got "
+                f"{temperature}"
+            )
         seed = seed_of(random_state)
         c = contexts(self, context, n)
+        if c is not None and not isinstance(context, Tensor):
+            check_finite(self, c, "context")
         labels = label_numbers(self, y, n)
         if self.classes and labels is None:
             u = ops.philox_uniform(seed, CLASS, n, 1, torch.float64, device=self.device)

@@ -77,4 +77,5 @@ class ClassConditional(FlowState):
         weight = torch.ones(len(data), device=self.device) if data.weight is None else data.weight
         known = data.labels >= 0
         counts = torch.bincount(data.labels[known], weight[known].double(), self.classes)
+        counts = counts * data.unit
         self.class_weight.copy_(counts if afresh else self.class_weight + counts)

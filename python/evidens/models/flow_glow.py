@@ -78,7 +78,7 @@ class Glow(Flow):
             steps=steps,
             hidden=hidden,
         )
-        settings["shape"] = list(shape)
+        settings["shape"] = [int(size) for size in shape]
         if scale_map == "tanh" and clamp is None:
             clamp = TANH_CLAMP
         if len(shape) != 3 or any(size % 2**levels for size in shape[1:]) or levels < 1:

@@ -22,14 +22,17 @@ class Batch:
     context: Tensor | None  # (N, K), floating
     labels: Tensor | None  # (N,) int64 in -1 .. classes - 1; -1 is unlabelled
     weight: Tensor | None = None  # (N,) float64, mean 1
+    unit: float = 1.0  # what a weight of 1 was for the user
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, index: Tensor | slice) -> Batch:
         """Some of the rows."""
-        parts = (self.x, self.context, self.labels, self.weight)
-        return Batch(*(None if t is None else t[index] for t in parts))  # type: ignore[arg-type]
+        c, labels, weight = (
+            None if t is None else t[index] for t in (self.context, self.labels, self.weight)
+        )
+        return Batch(self.x[index], c, labels, weight, self.unit)
 
 
 def training_rows(
@@ -45,16 +48,17 @@ def training_rows(
     if len(x) == 0:
         raise _error(model, f"{name} must have at least one row, got shape {tuple(x.shape)}")
     c = contexts(model, context, len(x), f"context of {name}" if name != "X" else "context")
-    labels = label_numbers(model, y, len(x), unlabelled=True)
-    batch = Batch(x.detach(), None if c is None else c.detach(), labels)
+    batch = Batch(x.detach(), None if c is None else c.detach(), None)
     if sample_weight is not None:
         weight = weights_of(sample_weight, len(x), x.device, torch.float64)
         used = weight.nonzero()[:, 0]
         if len(used) == 0:
             raise _error(model, "sample_weight is zero everywhere: there is no row to fit to")
-        batch.weight = weight / weight[used].mean()
+        batch.unit = float(weight[used].mean())
+        batch.weight = weight / batch.unit
         if len(used) < len(x):
-            batch = batch.take(used)
+            batch, y = batch.take(used), _used_labels(y, used, len(x))
+    batch.labels = label_numbers(model, y, len(batch), unlabelled=True)
     check_rows(model, batch.x, name)
     if batch.context is not None:
         check_finite(model, batch.context, "context")
@@ -130,7 +134,7 @@ def label_numbers(
     if not model.classes:
         raise _error(model, f"{name} must be None, since the flow has classes=0")
     device = model.device
-    values = y if isinstance(y, Tensor) else np.asarray(y)
+    values = y if isinstance(y, Tensor) else _label_array(model, y)
     if values.ndim == 0:
         values = values.expand(n) if isinstance(values, Tensor) else np.repeat(values, n)
     if tuple(values.shape) != (n,):
@@ -152,31 +156,35 @@ def label_numbers(
             _unknown(model, name, values[~allowed][0])
         return number
     known = model.classes_
-    kinds = {values.dtype.kind, known.dtype.kind}
-    if len(kinds & set("OUS")) == 1 and kinds & set("iufb"):
+    if n and (values.dtype.kind == "U") != (known.dtype.kind == "U"):
         _unknown(model, name, values[0])
+    if n == 0:
+        return torch.zeros(0, dtype=torch.int64, device=device)
     place = np.searchsorted(known, values).clip(max=len(known) - 1)
     found = known[place] == values
-    allowed = found | (values == -1) if unlabelled and values.dtype.kind in "if" else found
+    allowed = found | (values == _no_label(values)) if unlabelled else found
     if not np.all(allowed):
         _unknown(model, name, values[~allowed][0])
     return torch.from_numpy(np.where(found, place, -1).astype(np.int64)).to(device)
 
 
-def class_labels(model: Any, y: Any, n: int) -> np.ndarray:
-    """The sorted classes that the labels of `fit` show; -1 is none."""
+def class_labels(model: Any, y: Any, n: int, sample_weight: Any = None) -> np.ndarray:
+    """The sorted classes that the labels of `fit` show, where a row has a weight; -1 is none."""
     if y is None:
         raise _error(model, f"y must hold the labels of the {n} rows, since classes is not 0")
-    values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    values = y.detach().cpu().numpy() if isinstance(y, Tensor) else _label_array(model, y)
     if values.shape != (n,):
         raise _error(model, f"y must have shape ({n},), got {values.shape}")
+    if sample_weight is not None:
+        used = weights_of(sample_weight, n, torch.device("cpu"), torch.float64) > 0
+        values = _label_array(model, values[used.numpy()])
     if values.dtype.kind == "f" and not (values == np.floor(values)).all():
         raise _error(model, "y must hold labels: integers or strings, got fractions or NaN")
     if values.dtype.kind == "f":
         values = values.astype(np.int64)
     seen = np.unique(values)
-    if values.dtype.kind in "if":
-        seen = seen[seen != -1]
+    seen = seen[seen != _no_label(seen)]
+    if values.dtype.kind in "iu":
         if len(seen) and seen[0] >= 0 and seen[-1] < model.classes:
             return np.arange(model.classes)
     if len(seen) != model.classes:
@@ -188,6 +196,31 @@ def class_labels(model: Any, y: Any, n: int) -> np.ndarray:
     return seen
 
 
+def _label_array(model: Any, y: Any) -> np.ndarray:
+    """Labels as an array of numbers or of strings; what pandas keeps as objects is one of these."""
+    values = np.asarray(y)
+    if values.dtype.kind == "O":
+        entries = values.ravel().tolist()
+        text = any(isinstance(v, str) for v in entries)
+        if all(isinstance(v, str | int | float | np.number) for v in entries):
+            values = np.array([str(v) for v in entries] if text else entries).reshape(values.shape)
+    if values.dtype.kind not in "iufbU":
+        raise _error(model, f"y must hold labels: integers or strings, got {values.dtype}")
+    return values
+
+
+def _no_label(values: np.ndarray) -> Any:
+    """What stands for no label: -1, which is text among strings."""
+    return "-1" if values.dtype.kind == "U" else -1
+
+
+def _used_labels(y: Any, used: Tensor, n: int) -> Any:
+    """Labels of the rows that have a weight."""
+    if y is None or np.ndim(y) != 1 or len(y) != n:
+        return y
+    return y[used.to(y.device)] if isinstance(y, Tensor) else np.asarray(y)[used.cpu().numpy()]
+
+
 def _numbers(model: Any, value: Any, name: str) -> Tensor:
     """A floating tensor on the device of the model."""
     if isinstance(value, Tensor):
@@ -197,6 +230,8 @@ def _numbers(model: Any, value: Any, name: str) -> Tensor:
             raise _error(
                 model, f"{name} is on {value.device} and the flow on {model.device}: move one"
             )
+        if value.dtype in (torch.float16, torch.bfloat16):
+            return value.float()
         return value if value.is_floating_point() else value.to(torch.float64)
     if hasattr(value, "toarray"):
         raise TypeError(f"{type(model).__name__}: {name} is sparse; pass {name}.toarray()")

@@ -98,11 +98,17 @@ class FlowLearning(ClassConditional):
             generator = torch.Generator().manual_seed(seed)
             with self._keeping_classes():
                 if self.classes and not (warm_start and self.fitted_to_tensors_ is not None):
-                    self.classes_ = class_labels(self, y, len(X))
+                    self.classes_ = class_labels(self, y, len(X), sample_weight)
                 data = training_rows(self, X, y, context, sample_weight)
                 held_out = self._validation_rows(validation_data, validation_fraction, len(data))
                 if held_out is None and validation_fraction > 0:
                     count = max(1, round(len(data) * validation_fraction))
+                    if len(data) - count < 2:
+                        raise ValueError(
+                            f"{type(self).__name__}: validation_fraction={validation_fraction} "
+                            f"holds out {count} of {len(data)} rows; expected at least 2 to learn "
+                            "from"
+                        )
                     order = torch.randperm(len(data), generator=generator, device="cpu").to(
                         self.device
                     )
@@ -178,9 +184,10 @@ class FlowLearning(ClassConditional):
         with self._learning(seed):
             with self._keeping_classes():
                 if self.classes and first:
-                    labels = y if classes is None else classes
-                    self.classes_ = class_labels(
-                        self, labels, len(X if classes is None else labels)
+                    self.classes_ = (
+                        class_labels(self, y, len(X), sample_weight)
+                        if classes is None
+                        else class_labels(self, classes, len(classes))
                     )
                 data = training_rows(self, X, y, context, sample_weight)
                 if first:
@@ -188,13 +195,17 @@ class FlowLearning(ClassConditional):
                     self.n_iter_ = 0
                 else:
                     self._count_classes(data, afresh=False)
-            if self._optimizer is None:
-                self._optimizer = make_optimizer(self, plan)
-            self._optimizer.param_groups[0]["weight_decay"] = weight_decay
-            order = torch.randperm(len(data), device="cpu").to(self.device)
-            batches, record = plan.batches(order), Record()
-            rates = [lr] * len(batches)
-            run_epoch(self, self._loss(data), batches, self._optimizer, plan, record, rates)
+            record = Record()
+            if any(p.requires_grad for p in self.parameters()):
+                # Averages of gradients in another dtype or on another device are of no use.
+                where = self.dtype, self.device
+                if self._optimizer is None or self._optimizer_of != where:
+                    self._optimizer, self._optimizer_of = make_optimizer(self, plan), where
+                optimizer = self._optimizer
+                optimizer.param_groups[0]["weight_decay"] = weight_decay
+                batches = plan.batches(torch.randperm(len(data), device="cpu").to(self.device))
+                rates = [lr] * len(batches)
+                run_epoch(self, self._loss(data), batches, optimizer, plan, record, rates)
         if first:
             self.fitted_to_tensors_ = isinstance(X, Tensor)
             self.n_features_in_ = self.features

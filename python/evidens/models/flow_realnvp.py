@@ -34,7 +34,8 @@ class RealNVP(Flow):
         logit: a of ``logit(a + (1 - 2 a) x / L)``, which takes integers to the line; None for no
             logit.
 
-    It starts as the Gaussian of independent features with the means and variances of the data.
+    With maps that are exponentials (all but ``"sigmoid"`` and ``"softplus"``) it starts as the
+    Gaussian of independent features with the means and variances of the data.
     Which features a layer transforms is fixed by D and the number of the layer: random halves, in
     pairs of a half and its complement.
 
@@ -73,7 +74,7 @@ class RealNVP(Flow):
         check_sizes(
             type(self).__name__, (features,), context, classes, dequantize, logit, layers=layers
         )
-        settings["hidden"] = list(hidden)
+        settings["hidden"] = [int(size) for size in hidden]
         if scale_map == "tanh" and clamp is None:
             clamp = TANH_CLAMP
         steps: list[torch.nn.Module] = []

@@ -118,11 +118,17 @@ class Standardize(nn.Module):
         constant = (x.amax(shared) == x.amin(shared)).flatten()
         if constant.any():
             raise ValueError(
-                f"X: {self.by[:-1]} {int(constant.nonzero()[0])} is constant, which has no density:"
-                " drop it"
+                f"X: {self.by[:-1]} {int(constant.nonzero()[0])} is constant, which has no "
+                "density, in the rows to learn from (those that are not held out): drop it"
             )
         weight = x.new_ones(len(x)) if weight is None else weight.double()
         location, scale = _moments(x, weight, shared)
+        wrong = ~(location.isfinite() & scale.isfinite() & (scale > 0)).flatten()
+        if wrong.any():
+            raise ValueError(
+                f"X: {self.by[:-1]} {int(wrong.nonzero()[0])} has a mean or a scale beyond "
+                "float64: rescale it"
+            )
         if self.circular is not None:
             location = location.where(~self.circular, 0.0)
             scale = scale.where(~self.circular, 1.0)
@@ -140,5 +146,9 @@ def _moments(x: Tensor, weight: Tensor, shared: tuple[int, ...]) -> tuple[Tensor
     inner = tuple(shared[1:])
     average = (lambda t: t.mean(inner, keepdim=True)) if inner else (lambda t: t)
     mean = average((share * x).sum(0, keepdim=True))
-    variance = average((share * (x - mean).square()).sum(0, keepdim=True))
-    return mean[0], variance[0].sqrt()
+    apart = x - mean
+    # Squares of what is far from 1 would leave the range.
+    size = apart.abs().amax(shared, keepdim=True)
+    size = size.where(size > 0, 1.0)
+    variance = average((share * (apart / size).square()).sum(0, keepdim=True))
+    return mean[0], (variance.sqrt() * size)[0]

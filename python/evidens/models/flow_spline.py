@@ -33,7 +33,7 @@ class NeuralSplineFlow(Flow):
     It starts as the Gaussian of independent features with the means and variances of the data.
 
     Raises:
-        ValueError: a size out of range, or ``circular`` names no feature.
+        ValueError: a size out of range, ``circular`` names no feature or comes with ``dequantize``.
 
     Source: Durkan, Bekasov, Murray and Papamakarios, Neural spline flows (2019); for circles,
     Rezende et al., Normalizing flows on tori and spheres (2020).
@@ -77,11 +77,17 @@ class NeuralSplineFlow(Flow):
             layers=layers,
             bins=bins,
         )
-        settings["hidden"], settings["circular"] = list(hidden), list(circular)
+        circular = [int(i) for i in circular]
+        settings["hidden"], settings["circular"] = [int(size) for size in hidden], circular
         if not set(circular) <= set(range(features)):
             raise ValueError(
                 f"NeuralSplineFlow: circular must hold features from 0 to {features - 1}, got "
-                f"{list(circular)}"
+                f"{circular}"
+            )
+        if circular and dequantize is not None:
+            raise ValueError(
+                "NeuralSplineFlow: expected circular or dequantize, got both; integers are no "
+                "angles"
             )
         angle = torch.zeros(features, dtype=torch.bool)
         angle[list(circular)] = True

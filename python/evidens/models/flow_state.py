@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from evidens.models.flow_scaling import Standardize
 PIECE, PER_FEATURE = 1 << 21, 32
 # Steps of the Philox stream of a draw.
 LATENT, CLASS, NOISE = range(3)
+# Modes belong to modules, which threads share.
+_MODES = threading.Lock()
 
 
 class FlowState(PersistentModule, nn.Module):
@@ -67,11 +70,12 @@ class FlowState(PersistentModule, nn.Module):
             circular=circular,
         )
         self.layers = layers
-        self.register_buffer("class_weight", torch.ones(classes))
+        self.register_buffer("class_weight", torch.ones(classes, dtype=torch.float64))
         self.register_buffer("class_codes", None, persistent=False)
         self.classes_ = np.arange(classes) if classes else None
         self.fitted_to_tensors_: bool | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_of: tuple[torch.dtype, torch.device] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -81,6 +85,12 @@ class FlowState(PersistentModule, nn.Module):
             self.class_codes = torch.as_tensor(value).to(self.device) if numbers else None
 
     # --- what torch asks -------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FlowState:
+        counts = self.class_weight  # stay float64: float32 stops counting at 2^24 rows
+        super()._apply(fn, recurse)
+        self.class_weight = counts.to(self.class_weight.device)
+        return self
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self)).parameters
@@ -154,9 +164,10 @@ class FlowState(PersistentModule, nn.Module):
         return self._base_log_prob(z) + change + logdet.to(change.dtype)
 
     def _class_log_prob(self) -> Tensor:
-        """Log p(c), (classes,) float64; -inf for a class that no row had."""
-        weight = self.class_weight.double()
-        return (weight / weight.sum()).log()
+        """Log p(c), (classes,) float64; -inf for a class that no row had, where one had any."""
+        weight = self.class_weight
+        total = weight.sum()
+        return torch.where(total > 0, weight / total, 1 / self.classes).log()
 
     def _class_terms(self, x: Tensor, context: Tensor | None) -> Tensor:
         """``log p(c) + log p(x | c)``, (N, classes)."""
@@ -195,15 +206,25 @@ class FlowState(PersistentModule, nn.Module):
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode afterwards."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
+    """Evaluation mode inside; every submodule's own mode when the last thread has left."""
+    own = vars(module)
+    with _MODES:
+        inside, training = own.get("_evaluating", (0, []))
+        if inside == 0:
+            training = [m for m in module.modules() if m.training]
+            for m in training:
+                m.training = False
+        own["_evaluating"] = inside + 1, training
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        with _MODES:
+            inside, training = own.pop("_evaluating")
+            if inside > 1:
+                own["_evaluating"] = inside - 1, training
+            else:
+                for m in training:
+                    m.training = True
 
 
 def seed_of(random_state: Any) -> int:
