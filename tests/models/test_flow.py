@@ -191,7 +191,7 @@ def test_double_is_double(cls):
 def test_rows_in_many_pieces(monkeypatch):
     flow, X = fitted(RealNVP), moons(500, 5)[0]
     whole, drawn = flow.log_prob(X), flow.sample(500, random_state=0)
-    for module in ("flow_state", "flow_base"):
+    for module in ("_density_state", "flow_base"):
         monkeypatch.setattr(f"evidens.models.{module}.PIECE", 32 * 8 * 7)
     np.testing.assert_allclose(flow.log_prob(X), whole, atol=1e-5)
     np.testing.assert_allclose(flow.sample(500, random_state=0), drawn, atol=1e-5)

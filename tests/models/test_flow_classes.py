@@ -8,7 +8,7 @@ import torch
 from models.flow_cases import CLASSES, QUICK, SMALL, digits, moons
 
 from evidens import MaskedAutoregressiveFlow, NeuralSplineFlow, RealNVP
-from evidens.models.flow_input import training_rows
+from evidens.models._density_input import training_rows
 
 X, Y = moons(800)
 TEST, ANSWER = moons(400, 1)
@@ -165,13 +165,13 @@ def test_digits():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: RealNVP(2).fit(X, Y), "y must be None, since the flow has classes=0"),
+        (lambda: RealNVP(2).fit(X, Y), "y must be None, since the model has classes=0"),
         (lambda: RealNVP(2, classes=2).fit(X), "y must hold the labels of the 800 rows"),
         (lambda: RealNVP(2, classes=2).fit(X, Y[:9]), r"y must have shape \(800,\), got \(9,\)"),
         (lambda: RealNVP(2, classes=2).fit(X, Y + 0.5), "got fractions or NaN"),
         (lambda: RealNVP(2, classes=2).fit(X, np.arange(800)), r"y must hold 2 labels, as many"),
         (lambda: RealNVP(2, classes=2).log_prob(X, y=Y + 1), r"labels of \[0, 1\], got 2"),
-        (lambda: RealNVP(2).predict(X), "predict_proba needs a flow with classes"),
+        (lambda: RealNVP(2).predict(X), "predict_proba needs a model with classes"),
         (lambda: learned(epochs=0).log_prob(X, y=2), r"labels of \[0, 1\], got 2"),
         (lambda: learned(epochs=0).log_prob(X, y="a"), r"labels of \[0, 1\], got"),
         (lambda: learned(epochs=0).log_prob(X, y=-1), r"labels of \[0, 1\], got -1"),

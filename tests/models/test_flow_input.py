@@ -32,9 +32,9 @@ def learn(data, **options):
         (
             NAN,
             ValueError,
-            r"RealNVP: X must be finite, got nan at \[3, 1\] and 1 more\. Flows have",
+            r"RealNVP: X must be finite, got nan at \[3, 1\] and 1 more\. It has",
         ),
-        (INF, ValueError, r"X must be finite, got -inf at \[7, 0\]\. Flows"),
+        (INF, ValueError, r"X must be finite, got -inf at \[7, 0\]\. It"),
         (X[:, :1], ValueError, r"X must have shape \(N, 2\), got \(100, 1\)"),
         (X[:, 0], ValueError, r"got \(100,\)\. Reshape it with X\[:, None\]"),
         (X[None], ValueError, r"got \(1, 100, 2\)"),
@@ -147,7 +147,7 @@ def test_contexts_that_are_refused():
         model.fit(X, context=c * np.nan)
     with pytest.raises(ValueError, match=r"context must be finite, got nan at \[0, 0\]"):
         model.log_prob(X, c * np.nan)
-    with pytest.raises(ValueError, match="context must be None, since the flow has context=0"):
+    with pytest.raises(ValueError, match="context must be None, since the model has context=0"):
         fitted(RealNVP).log_prob(X, c)
     with pytest.raises(ValueError, match="n must not be negative, got -1"):
         fitted(RealNVP).sample(-1)

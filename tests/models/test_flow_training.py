@@ -12,7 +12,7 @@ from models.flow_cases import CLASSES, QUICK, SMALL, moons, shaken
 
 from evidens import Flow, NeuralSplineFlow, RealNVP
 from evidens.models._training import Plan, train
-from evidens.models.flow_input import training_rows
+from evidens.models._density_input import training_rows
 from evidens.nn import MLP, ActNorm, AffineCoupling, Chain, Permutation
 
 X, _ = moons(600)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from evidens.models._density_state import check_sizes
 from evidens.models.flow_base import Flow
 from evidens.models.flow_realnvp import TANH_CLAMP
-from evidens.models.flow_state import check_sizes
 from evidens.nn import AffineAutoregressive, Chain, Inverse, MaskedMLP, SplineAutoregressive
 
 TRANSFORMERS = ("affine", "spline")

@@ -1,26 +1,34 @@
-"""`Flow`: what all normalizing flows share but for learning: densities, draws, latents."""
+"""`Flow`: what all normalizing flows share: layers, their base, draws and latents."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evidens import ops
-from evidens.models._rows import weights_of
-from evidens.models.flow_input import check_finite, contexts, label_numbers
-from evidens.models.flow_learning import FlowLearning
-from evidens.models.flow_state import CLASS, LATENT, PER_FEATURE, PIECE, evaluating, seed_of
+from evidens.models._density import Density
+from evidens.models._density_input import check_finite, contexts
+from evidens.models._density_state import (
+    LATENT,
+    NOISE,
+    PER_FEATURE,
+    PIECE,
+    check_sizes,
+    evaluating,
+    seed_of,
+)
+from evidens.models.flow_scaling import Standardize
 
 # Standardised numbers beyond which a density counts as 0, by the dtype of the layers.
 FARTHEST = {torch.float32: 1e15, torch.float64: 1e120}
 
 
-class Flow(FlowLearning):
+class Flow(Density):
     """A density: data, made standard normal by invertible layers.
 
     ``log p(x) = log N(z; 0, I) + log |det dz/dx|``.  `evidens.RealNVP`,
@@ -52,12 +60,50 @@ class Flow(FlowLearning):
         >>> loss.backward()
     """
 
-    # --- densities -------------------------------------------------------------------------------
+    standard: Standardize
 
-    def forward(self, x: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """`log_prob` of a tensor: what a training loop of one's own calls."""
-        result: Tensor = self.log_prob(x, context, y)
-        return result
+    def __init__(
+        self,
+        shape: Sequence[int],
+        layers: nn.Module,
+        *,
+        context: int = 0,
+        classes: int = 0,
+        dequantize: int | None = None,
+        logit: float | None = None,
+        standardize: str = "features",
+        settings: dict[str, Any] | None = None,
+        circular: Tensor | None = None,
+    ) -> None:
+        own = dict(shape=list(shape), context=context, classes=classes, dequantize=dequantize)
+        own |= dict(logit=logit, standardize=standardize)
+        check_sizes(type(self).__name__, shape, context, classes, dequantize, logit)
+        standard = Standardize(
+            shape,
+            by=standardize,
+            context=context,
+            levels=dequantize,
+            logit=logit,
+            circular=circular,
+        )
+        super().__init__(
+            shape,
+            layers,
+            standard,
+            context=context,
+            classes=classes,
+            levels=dequantize,
+            settings=own if settings is None else settings,
+            renewable=settings is not None,
+        )
+        self.dequantize = dequantize
+
+    @property
+    def density_kind_(self) -> str:
+        """``"exact"``; with ``dequantize`` ``"bound"``, as `log_prob` is one of the log-mass."""
+        return "exact" if self.dequantize is None else "bound"
+
+    # --- densities -------------------------------------------------------------------------------
 
     def log_prob(self, x: Any, context: Any = None, y: Any = None) -> Any:
         """Log-density of every row.
@@ -88,28 +134,7 @@ class Flow(FlowLearning):
             >>> [round(v, 4) for v in flow.log_prob(x).tolist()]
             [-1.8379, -1.8379, -1.8379]
         """
-        return self._query(self._log_prob, x, context, y)
-
-    def score_samples(self, X: Any, context: Any = None, y: Any = None) -> Any:
-        """`log_prob` under scikit-learn's name."""
-        return self.log_prob(X, context, y)
-
-    def score(
-        self, X: Any, y: Any = None, *, context: Any = None, sample_weight: Any = None
-    ) -> float:
-        """Mean log-density of the rows, nats per row; ``sample_weight`` (N,) weighs them.
-
-        Raises:
-            ValueError: as `log_prob`; weights that are negative, not finite, or 0 everywhere.
-        """
-        value = torch.as_tensor(self.log_prob(X, context, y)).detach().double().cpu()
-        if sample_weight is None:
-            return float(value.mean())
-        weight = weights_of(sample_weight, len(value), value.device, torch.float64)
-        used = weight > 0
-        if not used.any():
-            raise ValueError(f"{type(self).__name__}: sample_weight is zero everywhere")
-        return float((value[used] * weight[used]).sum() / weight.sum())
+        return super().log_prob(x, context, y)
 
     def bits_per_dim(
         self,
@@ -157,16 +182,45 @@ class Flow(FlowLearning):
         seed: int = 0,
     ) -> Tensor:
         """Rows that cannot be are taken out before the layers see them, and get -inf."""
-        if self.dequantize is None:
-            possible = ~x.isinf()
-        else:
-            possible = ((x >= 0) & (x < self.dequantize) & (x == x.floor())) | x.isnan()
+        possible = self._possible(x)
         x = self._noisy(torch.where(possible, x, 0), first, seed)
         # So far away the density is 0, but what the layers make of it may be inf - inf.
         near = self.standard(x)[0].abs() < FARTHEST[self.dtype]
         possible = possible & (near | x.isnan())
         result = self._density(torch.where(possible, x, 0), context, labels)
         return result.masked_fill(~possible.flatten(1).all(1), -math.inf)
+
+    def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
+        z, logdet = self.standard(x)
+        z, change = self.layers(z.to(self.dtype), self._condition(context, labels))
+        return self._base_log_prob(z) + change + logdet.to(change.dtype)
+
+    def _noisy(self, x: Tensor, first: int, seed: int) -> Tensor:
+        """Integers become numbers between them and the next ones."""
+        if self.dequantize is None:
+            return x
+        u = ops.philox_uniform(
+            seed, NOISE, len(x), self.features, self.dtype, row_offset=first, device=x.device
+        )
+        return x + u.view(x.shape)
+
+    def _jittered(self, x: Tensor) -> Tensor:
+        return x if self.dequantize is None else x + torch.rand_like(x)
+
+    def _base_log_prob(self, z: Tensor) -> Tensor:
+        """Standard normal, and uniform on the circle for angles."""
+        z = z.flatten(1)
+        angle = self.standard.circular
+        log_prob = -0.5 * (z * z + math.log(2 * math.pi))
+        if angle is not None:
+            log_prob = torch.where(angle, -math.log(2 * math.pi), log_prob)
+        return log_prob.sum(1)
+
+    def _base_draw(self, u: Tensor, temperature: float) -> Tensor:
+        """Latents (N, D) from uniforms."""
+        z = torch.special.ndtri(u.clamp(min=2.0**-54)) * temperature
+        angle = self.standard.circular
+        return z if angle is None else torch.where(angle, math.pi * (2 * u - 1), z)
 
     # --- latents ---------------------------------------------------------------------------------
 
@@ -230,15 +284,9 @@ class Flow(FlowLearning):
         """
         with torch.no_grad(), evaluating(self):
             x = self._draw(n, context, y, temperature, random_state)
-        given = [value for value in (context, y) if value is not None and np.ndim(value)]
-        as_array = self.fitted_to_tensors_ is False
-        if given:
-            as_array = not any(isinstance(value, Tensor) for value in given)
         if self.dequantize is not None:
-            x = x.floor().clamp(0, self.dequantize - 1).to(torch.int64)
-        elif not as_array:
-            x = x.to(self.dtype)
-        return x.cpu().numpy() if as_array else x
+            x = x.floor().clamp(0, self.dequantize - 1)
+        return self._as_asked(x, context, y)
 
     def rsample(
         self,
@@ -268,11 +316,7 @@ class Flow(FlowLearning):
         c = contexts(self, context, n)
         if c is not None and not isinstance(context, Tensor):
             check_finite(self, c, "context")
-        labels = label_numbers(self, y, n)
-        if self.classes and labels is None:
-            u = ops.philox_uniform(seed, CLASS, n, 1, torch.float64, device=self.device)
-            edges = self._class_log_prob().exp().cumsum(0)
-            labels = torch.searchsorted(edges[:-1].contiguous(), u[:, 0] * edges[-1], right=True)
+        labels = self._labels_of_draws(y, n, seed)
         size = max(1, PIECE // (PER_FEATURE * max(8, self.features)))
         parts = []
         for i in range(0, max(1, n), size):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from evidens.models._density_state import check_sizes
 from evidens.models.flow_base import Flow
 from evidens.models.flow_realnvp import TANH_CLAMP
-from evidens.models.flow_state import check_sizes
 from evidens.nn import (
     ActNorm,
     AffineCoupling,

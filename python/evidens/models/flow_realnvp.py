@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evidens.models._density_state import check_sizes
 from evidens.models.flow_base import Flow
-from evidens.models.flow_state import check_sizes
 from evidens.nn import MLP, AffineCoupling, Chain, InvertibleLinear
 
 # Affine layers that scale by up to e^5, the op's bound, now and then throw a row far away.

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from evidens.models._density_state import check_sizes
 from evidens.models.flow_base import Flow
 from evidens.models.flow_circular import HalfTurn, OnCircle
 from evidens.models.flow_realnvp import coupling_mask
-from evidens.models.flow_state import check_sizes
 from evidens.nn import MLP, Chain, InvertibleLinear, SplineCoupling
 
 

@@ -1,4 +1,4 @@
-"""The classes of a class-conditional flow: their frequencies, and Bayes' rule."""
+"""The classes of a class-conditional density: their frequencies, and Bayes' rule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidens.models.flow_input import Batch
-from evidens.models.flow_state import FlowState
+from evidens.models._density_input import Batch
+from evidens.models._density_state import DensityState
 
 
-class ClassConditional(FlowState):
-    """The methods of `evidens.Flow` that ask which class."""
+class ClassConditional(DensityState):
+    """The methods that ask which class."""
 
     def predict_proba(self, X: Any, context: Any = None) -> Any:
         """Posterior of the classes, ``p(c) p(x | c) / p(x)``.
@@ -26,11 +26,11 @@ class ClassConditional(FlowState):
             tensor for a tensor.
 
         Raises:
-            ValueError: the flow has no classes; otherwise as `log_prob`.
+            ValueError: the model has no classes; otherwise as `log_prob`.
         """
         if not self.classes:
             raise ValueError(
-                f"{type(self).__name__}: predict_proba needs a flow with classes; build it with "
+                f"{type(self).__name__}: predict_proba needs a model with classes; build it with "
                 "classes=K and pass y to fit"
             )
 

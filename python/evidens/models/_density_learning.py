@@ -1,4 +1,4 @@
-"""How a flow learns: `fit` and `partial_fit`, on the loop of `_training`."""
+"""How a density learns: `fit` and `partial_fit`, on the loop of `_training`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evidens.models._density_classes import ClassConditional
+from evidens.models._density_input import Batch, class_labels, training_rows
+from evidens.models._density_state import evaluating, seed_of
 from evidens.models._training import Plan, Record, make_optimizer, run_epoch, train, warn_of
-from evidens.models.flow_classes import ClassConditional
-from evidens.models.flow_input import Batch, class_labels, training_rows
-from evidens.models.flow_state import evaluating, seed_of
 from evidens.nn import ActNorm
 
 # Rows that `ActNorm` starts from.
@@ -21,8 +21,8 @@ FIRST_BATCH = 1024
 PIECE = 1 << 16
 
 
-class FlowLearning(ClassConditional):
-    """The methods of `evidens.Flow` that change it."""
+class DensityLearning(ClassConditional):
+    """The methods that change a learned density."""
 
     def fit(
         self,
@@ -293,8 +293,7 @@ class FlowLearning(ClassConditional):
 
         def loss(index: Tensor) -> Tensor:
             batch = data.take(index)
-            if self.dequantize is not None:
-                batch.x = batch.x + torch.rand_like(batch.x)
+            batch.x = self._jittered(batch.x)
             value = self._labelled_density(batch, semi)
             return -(value if batch.weight is None else value * batch.weight).mean()
 

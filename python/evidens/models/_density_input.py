@@ -1,4 +1,4 @@
-"""What may be passed to a flow: rows, contexts and labels, as arrays or tensors."""
+"""What may be passed to a learned density: rows, contexts and labels, as arrays or tensors."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def rows(model: Any, X: Any, name: str = "X") -> Tensor:
 
 
 def check_rows(model: Any, x: Tensor, name: str = "X") -> None:
-    """No NaN, no infinity; with ``dequantize`` integers in range.
+    """No NaN, no infinity; integers in range where the model is one of integers.
 
     Raises:
         ValueError: saying where.
     """
     check_finite(model, x, name)
-    levels = model.dequantize
+    levels = model.levels
     if levels is None:
         return
     bad = (x != x.floor()) | (x < 0) | (x >= levels)
@@ -97,8 +97,8 @@ def check_rows(model: Any, x: Tensor, name: str = "X") -> None:
         place = [int(i) for i in bad.nonzero()[0]]
         raise _error(
             model,
-            f"{name} must hold integers from 0 to {levels - 1}, since dequantize={levels}, got "
-            f"{x[tuple(place)].item()} at {place}",
+            f"{name} must hold integers from 0 to {levels - 1}, got {x[tuple(place)].item()} at "
+            f"{place}",
         )
 
 
@@ -111,13 +111,13 @@ def contexts(model: Any, context: Any, n: int, name: str = "context") -> Tensor 
             )
         return None
     if not model.context:
-        raise _error(model, f"{name} must be None, since the flow has context=0")
+        raise _error(model, f"{name} must be None, since the model has context=0")
     c = _numbers(model, context, name)
     if c.ndim == 0:
         c = c[None]
     if c.ndim == 1:
         c = c[:, None] if model.context == 1 and len(c) == n else c[None]
-    if c.ndim != 2 or c.shape[1] != model.context or len(c) not in (1, n):
+    if c.ndim != 2 or c.shape[1] != model.context or (c.shape[0] != n and c.shape[0] != 1):
         raise _error(
             model,
             f"{name} must have shape ({n}, {model.context}) or be one row, got {tuple(c.shape)}",
@@ -132,7 +132,7 @@ def label_numbers(
     if y is None:
         return None
     if not model.classes:
-        raise _error(model, f"{name} must be None, since the flow has classes=0")
+        raise _error(model, f"{name} must be None, since the model has classes=0")
     device = model.device
     values = y if isinstance(y, Tensor) else _label_array(model, y)
     if values.ndim == 0:
@@ -228,7 +228,7 @@ def _numbers(model: Any, value: Any, name: str) -> Tensor:
             raise TypeError(f"{type(model).__name__}: {name} must be real, got {value.dtype}")
         if value.device != model.device:
             raise _error(
-                model, f"{name} is on {value.device} and the flow on {model.device}: move one"
+                model, f"{name} is on {value.device} and the model on {model.device}: move one"
             )
         if value.dtype in (torch.float16, torch.bfloat16):
             return value.float()
@@ -263,7 +263,7 @@ def check_finite(model: Any, x: Tensor, name: str) -> None:
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise _error(
             model,
-            f"{name} must be finite, got {x[tuple(place)].item()} at {place}{more}. Flows have no "
+            f"{name} must be finite, got {x[tuple(place)].item()} at {place}{more}. It has no "
             "missing values: drop or impute these rows, or give them sample_weight 0 in fit",
         )
 

@@ -1,4 +1,4 @@
-"""`FlowState`: what a flow is made of, and the density that learning and queries stand on."""
+"""`DensityState`: what a learned density is made of, which learning and queries stand on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from evidens import ops
 from evidens.models._arrays import returned
+from evidens.models._density_input import check_finite, check_rows, contexts, label_numbers, rows
 from evidens.models._persistence import PersistentModule
-from evidens.models.flow_input import check_finite, check_rows, contexts, label_numbers, rows
 from evidens.models.flow_scaling import Standardize
 
 # Numbers that a row brings with it, per feature, in pieces of a query.
@@ -27,12 +27,18 @@ LATENT, CLASS, NOISE = range(3)
 _MODES = threading.Lock()
 
 
-class FlowState(PersistentModule, nn.Module):
-    """Layers with their base, standardisation and classes; the methods stand in subclasses.
+class DensityState(PersistentModule, nn.Module):
+    """Network, standardisation and classes; the methods stand in subclasses.
 
     Args:
-        shape, layers, settings, context, classes, dequantize, logit, standardize: as in
-            `evidens.Flow`.
+        shape: of one row.
+        layers: the network.
+        standard: what rows and contexts go through first.
+        context: K, features of the context.
+        classes: number of classes; 0 for a density that knows none.
+        levels: L of rows of integers 0 .. L - 1; None: rows are any numbers.
+        settings: arguments of the constructor, for `save` and to start afresh.
+        renewable: whether these build the same network again.
     """
 
     class_weight: Tensor
@@ -45,31 +51,18 @@ class FlowState(PersistentModule, nn.Module):
         self,
         shape: Sequence[int],
         layers: nn.Module,
+        standard: Standardize,
         *,
-        context: int = 0,
-        classes: int = 0,
-        dequantize: int | None = None,
-        logit: float | None = None,
-        standardize: str = "features",
-        settings: dict[str, Any] | None = None,
-        circular: Tensor | None = None,
+        context: int,
+        classes: int,
+        levels: int | None,
+        settings: dict[str, Any],
+        renewable: bool = True,
     ) -> None:
-        own = dict(shape=list(shape), context=context, classes=classes, dequantize=dequantize)
-        own |= dict(logit=logit, standardize=standardize)
         super().__init__()
-        check_sizes(type(self).__name__, shape, context, classes, dequantize, logit)
-        self.shape, self.settings = tuple(shape), own if settings is None else settings
-        self._renewable = settings is not None
-        self.context, self.classes, self.dequantize = context, classes, dequantize
-        self.standard = Standardize(
-            shape,
-            by=standardize,
-            context=context,
-            levels=dequantize,
-            logit=logit,
-            circular=circular,
-        )
-        self.layers = layers
+        self.shape, self.settings, self._renewable = tuple(shape), settings, renewable
+        self.context, self.classes, self.levels = context, classes, levels
+        self.standard, self.layers = standard, layers
         self.register_buffer("class_weight", torch.ones(classes, dtype=torch.float64))
         self.register_buffer("class_codes", None, persistent=False)
         self.classes_ = np.arange(classes) if classes else None
@@ -86,7 +79,7 @@ class FlowState(PersistentModule, nn.Module):
 
     # --- what torch asks -------------------------------------------------------------------------
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FlowState:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DensityState:
         counts = self.class_weight  # stay float64: float32 stops counting at 2^24 rows
         super()._apply(fn, recurse)
         self.class_weight = counts.to(self.class_weight.device)
@@ -105,7 +98,7 @@ class FlowState(PersistentModule, nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the flow is."""
+        """Where the model is."""
         return self.standard.location.device
 
     @property
@@ -115,8 +108,8 @@ class FlowState(PersistentModule, nn.Module):
 
     @property
     def density_kind_(self) -> str:
-        """``"exact"``; with ``dequantize`` ``"bound"``, as `log_prob` is one of the log-mass."""
-        return "exact" if self.dequantize is None else "bound"
+        """``"exact"``: `log_prob` is the logarithm of the density itself."""
+        return "exact"
 
     @property
     def features(self) -> int:
@@ -144,14 +137,17 @@ class FlowState(PersistentModule, nn.Module):
                 parts.append(what(*piece, i))
         return returned(torch.cat(parts).cpu(), x)
 
-    def _noisy(self, x: Tensor, first: int, seed: int, step: int = NOISE) -> Tensor:
-        """Integers become numbers between them and the next ones."""
-        if self.dequantize is None:
-            return x
-        u = ops.philox_uniform(
-            seed, step, len(x), self.features, self.dtype, row_offset=first, device=x.device
-        )
-        return x + u.view(x.shape)
+    def _noisy(self, x: Tensor, first: int, seed: int) -> Tensor:
+        """Rows for the density, from row ``first`` on, with noise of a seed where it has any."""
+        return x
+
+    def _jittered(self, x: Tensor) -> Tensor:
+        """Rows for a training step, with torch's noise."""
+        return x
+
+    def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Log p(x | label), (N,), differentiable."""
+        raise NotImplementedError
 
     def _density(
         self, x: Tensor, context: Tensor | None = None, labels: Tensor | None = None
@@ -159,9 +155,7 @@ class FlowState(PersistentModule, nn.Module):
         """Log p(x | label), or the mixture over the classes where there is no label."""
         if self.classes and labels is None:
             return self._class_terms(x, context).logsumexp(1)
-        z, logdet = self.standard(x)
-        z, change = self.layers(z.to(self.dtype), self._condition(context, labels))
-        return self._base_log_prob(z) + change + logdet.to(change.dtype)
+        return self._given_label(x, context, labels)
 
     def _class_log_prob(self) -> Tensor:
         """Log p(c), (classes,) float64; -inf for a class that no row had, where one had any."""
@@ -179,6 +173,15 @@ class FlowState(PersistentModule, nn.Module):
         terms = self._density(every, context, labels).view(n, k)
         return terms + self._class_log_prob().to(terms.dtype)
 
+    def _labels_of_draws(self, y: Any, n: int, seed: int) -> Tensor | None:
+        """Places of the labels of n draws; drawn by their frequency where y is None."""
+        labels = label_numbers(self, y, n)
+        if not self.classes or labels is not None:
+            return labels
+        u = ops.philox_uniform(seed, CLASS, n, 1, torch.float64, device=self.device)
+        edges = self._class_log_prob().exp().cumsum(0)
+        return torch.searchsorted(edges[:-1].contiguous(), u[:, 0] * edges[-1], right=True)
+
     def _condition(self, context: Tensor | None, labels: Tensor | None) -> Tensor | None:
         """What the conditioners are told: the standardised context and the class."""
         parts = []
@@ -187,21 +190,6 @@ class FlowState(PersistentModule, nn.Module):
         if labels is not None:
             parts.append(labels[:, None] == torch.arange(self.classes, device=labels.device))
         return torch.cat([p.to(self.dtype) for p in parts], 1) if parts else None
-
-    def _base_log_prob(self, z: Tensor) -> Tensor:
-        """Standard normal, and uniform on the circle for angles."""
-        z = z.flatten(1)
-        angle = self.standard.circular
-        log_prob = -0.5 * (z * z + math.log(2 * math.pi))
-        if angle is not None:
-            log_prob = torch.where(angle, -math.log(2 * math.pi), log_prob)
-        return log_prob.sum(1)
-
-    def _base_draw(self, u: Tensor, temperature: float) -> Tensor:
-        """Latents (N, D) from uniforms."""
-        z = torch.special.ndtri(u.clamp(min=2.0**-54)) * temperature
-        angle = self.standard.circular
-        return z if angle is None else torch.where(angle, math.pi * (2 * u - 1), z)
 
 
 @contextlib.contextmanager
