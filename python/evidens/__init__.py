@@ -14,6 +14,7 @@ from evidens.ops._registry import backend
 if TYPE_CHECKING:
     from evidens.models import (
         GMMHMM,
+        MADE,
         BernoulliHMM,
         CategoricalHMM,
         CustomHMM,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = _version("evidens")
 __all__ = [
     "GMMHMM",
+    "MADE",
     "BackendError",
     "BernoulliHMM",
     "CategoricalHMM",

@@ -176,7 +176,7 @@ def test_digits():
         (lambda: learned(epochs=0).log_prob(X, y="a"), r"labels of \[0, 1\], got"),
         (lambda: learned(epochs=0).log_prob(X, y=-1), r"labels of \[0, 1\], got -1"),
         (lambda: learned(epochs=0).log_prob(X, y=Y[:3]), "y must be one label or have shape"),
-        (lambda: learned(epochs=0).transform(X), "latents belong to a class: pass y="),
+        (lambda: learned(epochs=0).transform(X), "this belongs to a class: pass y="),
         (
             lambda: learned(epochs=0).log_prob(torch.zeros(1, 2), y=torch.tensor([5])),
             r"labels of \[0, 1\], got 5",

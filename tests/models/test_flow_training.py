@@ -11,8 +11,8 @@ import torch
 from models.flow_cases import CLASSES, QUICK, SMALL, moons, shaken
 
 from evidens import Flow, NeuralSplineFlow, RealNVP
-from evidens.models._training import Plan, train
 from evidens.models._density_input import training_rows
+from evidens.models._training import Plan, train
 from evidens.nn import MLP, ActNorm, AffineCoupling, Chain, Permutation
 
 X, _ = moons(600)

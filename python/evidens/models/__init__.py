@@ -11,9 +11,11 @@ from evidens.models.hmm_custom import CustomHMM
 from evidens.models.hmm_discrete import CategoricalHMM, MultinomialHMM
 from evidens.models.hmm_gaussian import GaussianHMM
 from evidens.models.hmm_mixture import GMMHMM
+from evidens.models.made import MADE
 
 __all__ = [
     "GMMHMM",
+    "MADE",
     "BernoulliHMM",
     "CategoricalHMM",
     "CustomHMM",

@@ -56,6 +56,10 @@ class ClassConditional(DensityState):
             return self.classes_[best.cpu().numpy()]
         return self.class_codes[best]
 
+    def _needs_label(self, y: Any) -> None:
+        if self.classes and y is None:
+            raise ValueError(f"{type(self).__name__}: this belongs to a class: pass y=")
+
     def _labelled_density(self, batch: Batch, semi: bool) -> Tensor:
         """Of every row by its label where it has one, else over the classes."""
         if not semi or batch.labels is None:

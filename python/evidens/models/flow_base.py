@@ -242,10 +242,6 @@ class Flow(Density):
 
         return self._query(latents, X, context, y)
 
-    def _needs_label(self, y: Any) -> None:
-        if self.classes and y is None:
-            raise ValueError(f"{type(self).__name__}: latents belong to a class: pass y=")
-
     # --- draws -----------------------------------------------------------------------------------
 
     def sample(

@@ -119,7 +119,8 @@ class MaskedMLP(nn.Module):
         n = x.shape[0]
         if self.one_hot:
             levels = torch.arange(self.one_hot, device=x.device)
-            x = (x[:, :, None] == levels).to(self.layers[0].weight.dtype).view(n, -1)
+            x = (x[:, :, None] == levels).to(self.layers[0].weight.dtype)
+            x = x.view(n, self.features * self.one_hot)
         h = self.layers[0](x)
         if self.entry is not None:
             h = h + self.entry(context)
