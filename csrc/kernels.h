@@ -7,6 +7,7 @@
 #include "gmm.h"
 #include "hmm.h"
 #include "philox_params.h"
+#include "pixelcnn.h"
 #include "spline.h"
 
 namespace evidens {
@@ -21,6 +22,7 @@ struct Kernels {
   const ActNormKernel *actnorm;
   const SplineKernel *spline;
   const MadeKernel *made;
+  const PixelKernel *pixelcnn;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

@@ -10,6 +10,7 @@ extern const evidens::CouplingKernel coupling[2];
 extern const evidens::ActNormKernel actnorm[2];
 extern const evidens::SplineKernel spline[2];
 extern const evidens::MadeKernel made[2];
+extern const evidens::PixelKernel pixelcnn[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -45,6 +46,6 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
 constexpr evidens::Kernels kernels = {
-    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, made, philox_uniform, vector_math};
+    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, made, pixelcnn, philox_uniform, vector_math};
 
 }  // namespace EVIDENS_NAMESPACE

@@ -20,6 +20,8 @@ from evidens.ops.hmm import (
     hmm_viterbi,
 )
 from evidens.ops.philox import philox_uniform
+from evidens.ops.pixelcnn import PixelLayer as PixelLayer
+from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "made_noise",
     "made_sample",
     "philox_uniform",
+    "pixelcnn_noise",
+    "pixelcnn_sample",
     "rational_quadratic_spline",
     "spline_coupling",
 ]
