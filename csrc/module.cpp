@@ -401,18 +401,19 @@ void made_sample(bool is_double, int64_t rows, int64_t features, int64_t paramet
   });
 }
 
-// A node is (weight, bias, context, outputs, height, width, taps, source, add, activation, strict, ahead).
+// A node is (weight, bias, context, outputs, height, width, first tap, source, add, activation, strict,
+// ahead).
 using Node = std::array<int64_t, 12>;
 
 void pixelcnn_sample(bool is_double, int64_t images, int64_t channels, int64_t height, int64_t width, int64_t groups,
                      int64_t levels, int64_t draws, int64_t mixtures, int kind, bool one_hot, double input_scale,
-                     double input_shift, double min_log_scale, const std::vector<Node> &nodes, uintptr_t noise,
-                     uintptr_t known, uintptr_t values, uintptr_t x) {
+                     double input_shift, double min_log_scale, const std::vector<Node> &nodes, const std::string &taps,
+                     uintptr_t noise, uintptr_t known, uintptr_t values, uintptr_t x) {
   const PixelKernel &kernel = kernels->pixelcnn[is_double];
   std::vector<PixelSchedule::Layer> layers;
   for (const Node &n : nodes)
     layers.push_back({at(uintptr_t(n[0])), at(uintptr_t(n[1])), at(uintptr_t(n[2])), n[3], n[4], n[5],
-                      at<bool>(uintptr_t(n[6])), int32_t(n[7]), int32_t(n[8]), int32_t(n[9]), n[10] != 0, n[11] != 0});
+                      taps.data() + n[6], int32_t(n[7]), int32_t(n[8]), int32_t(n[9]), n[10] != 0, n[11] != 0});
   const PixelSchedule schedule(layers, one_hot ? channels * levels : channels, groups, kernel.width);
   const int64_t element = is_double ? sizeof(double) : sizeof(float), count = schedule.packed * kernel.width;
   const Buffer packed = allocate(count * element);
@@ -519,8 +520,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("pixelcnn_sample", &pixelcnn_sample, release, py::arg("is_double"), py::arg("images"), py::arg("channels"),
         py::arg("height"), py::arg("width"), py::arg("groups"), py::arg("levels"), py::arg("draws"),
         py::arg("mixtures"), py::arg("kind"), py::arg("one_hot"), py::arg("input_scale"), py::arg("input_shift"),
-        py::arg("min_log_scale"), py::arg("nodes"), py::arg("noise"), py::arg("known"), py::arg("values"),
-        py::arg("x"));
+        py::arg("min_log_scale"), py::arg("nodes"), py::arg("taps"), py::arg("noise"), py::arg("known"),
+        py::arg("values"), py::arg("x"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

@@ -13,7 +13,7 @@ struct PixelSchedule {
   struct Layer {
     const void *weight, *bias, *context;
     int64_t outputs, height, width;
-    const bool *taps;
+    const char *taps;  // 0 or 1
     int32_t source, add, activation;
     bool strict, ahead;  // strict: at the centre a group sees those before it only
   };

@@ -181,7 +181,7 @@ def partial(
             f"evidens.{op}: known must be on {noise.device} as noise is, got {known.device}"
         )
     known = known.expand(n, d)
-    if levels > 0 and not torch.compiler.is_compiling():
+    if levels > 0 and checks.readable():
         bad = known & ~((values >= 0) & (values < levels) & (values == values.floor()))
         if bad.any():
             row, feature = bad.nonzero()[0].tolist()

@@ -48,7 +48,7 @@ class Program(NamedTuple):
 
     weights: list[Tensor]
     biases: list[Tensor | None]
-    masks: list[Tensor]
+    taps: list[bool]
     contexts: list[Tensor | None]
     steps: list[int]
 
@@ -57,7 +57,10 @@ def _fail(message: str) -> None:
     raise ValueError(f"evidens.{OP}: {message}")
 
 
-def _taps(name: str, mask: str | Tensor, height: int, width: int) -> tuple[Tensor, bool, bool]:
+Taps = list[list[bool]]  # (kh, kw)
+
+
+def _taps(name: str, mask: str | Tensor, height: int, width: int) -> tuple[Taps, bool, bool]:
     """Live taps, whether the centre is strict, whether the layer belongs to a vertical stack."""
     if isinstance(mask, Tensor):
         if mask.dtype is not torch.bool or mask.shape != (height, width):
@@ -65,33 +68,35 @@ def _taps(name: str, mask: str | Tensor, height: int, width: int) -> tuple[Tenso
                 f"mask of {name} must be a bool tensor ({height}, {width}) as its kernel, got "
                 f"{mask.dtype} {tuple(mask.shape)}"
             )
-        return mask.cpu(), False, False
+        return mask.tolist(), False, False
     if mask not in MASKS:
         _fail(f"mask of {name} must be one of {', '.join(MASKS)} or a bool tensor, got {mask!r}")
-    y = torch.arange(height)[:, None] - height // 2
-    x = torch.arange(width) - width // 2
+    middle, centre = height // 2, width // 2
     if mask in ("above", "rows"):
-        return (y < (mask == "rows")).expand(height, width).contiguous(), False, True
-    return (y < 0) | ((y == 0) & (x <= 0)), mask == "A", False
+        last = middle + (mask == "rows")
+        return [[y < last] * width for y in range(height)], False, True
+    taps = [[y < middle or (y == middle and x <= centre) for x in range(width)]
+            for y in range(height)]  # fmt: skip
+    return taps, mask == "A", False
 
 
-def _causal(name: str, taps: Tensor, strict: bool, ahead: bool, source: int, rows: bool) -> None:
+def _causal(name: str, taps: Taps, strict: bool, ahead: bool, source: int, rows: bool) -> None:
     """Refuses taps on what is not known yet; ``rows``: the source is known a row at a time."""
-    h, w = taps.shape
-    live = taps.clone()
-    live[: h // 2] = False
-    if rows:
-        live[h // 2] = False  # the whole row is known
-    elif not ahead:
-        live[h // 2, : w // 2 + (source > 0 or strict)] = False
-    if live.any():
-        y, x = live.nonzero()[0].tolist()
-        what = "the image" if source == 0 else f"layer {source - 1}"
-        _fail(
-            f"mask of {name} lets it see {what} at row {y - h // 2:+d}, column {x - w // 2:+d}, "
-            "which is not drawn yet; the first layer takes mask 'A' (or 'above'), the others 'B' "
-            "(or 'rows')"
-        )
+    middle, centre = len(taps) // 2, len(taps[0]) // 2
+    for y, row in enumerate(taps):
+        known = len(row)  # of this row
+        if y > middle or (y == middle and ahead and not rows):
+            known = 0
+        elif y == middle and not rows:
+            known = centre + (source > 0 or strict)
+        for x in range(known, len(row)):
+            if row[x]:
+                what = "the image" if source == 0 else f"layer {source - 1}"
+                _fail(
+                    f"mask of {name} lets it see {what} at row {y - middle:+d}, column "
+                    f"{x - centre:+d}, which is not drawn yet; the first layer takes mask 'A' "
+                    "(or 'above'), the others 'B' (or 'rows')"
+                )
 
 
 def program(
@@ -116,7 +121,7 @@ def program(
             _fail(
                 f"activation of {name} must be one of {', '.join(names)}, got {layer.activation!r}"
             )
-        weight, taps, strict = layer.weight, torch.ones(1, 1, dtype=torch.bool), False
+        weight, taps, strict = layer.weight, [[True]], False
         if weight is None:
             outputs, ahead = channels[source], stacks[source] and (add < 0 or stacks[add])
             weight = noise.new_empty((0, 0, 1, 1))
@@ -159,7 +164,7 @@ def program(
                 )
         found.weights.append(weight)
         found.biases.append(layer.bias)
-        found.masks.append(taps)
+        found.taps.extend(tap for row in taps for tap in row)
         found.contexts.append(layer.context)
         code = GATE if halves == 2 else ACTIVATIONS.index(layer.activation)
         found.steps.extend((source, add, code, int(strict), int(ahead)))
@@ -229,8 +234,7 @@ def partial(
     """Mask and levels (N, C, H, W) of a partial observation."""
     if (known is None) != (values is None):
         _fail(
-            "known and values belong together, got only "
-            f"{'values' if known is None else 'known'}"
+            f"known and values belong together, got only {'values' if known is None else 'known'}"
         )
     if known is None or values is None:
         return None, None
@@ -246,7 +250,7 @@ def partial(
     if known.dtype is not torch.bool:
         _fail(f"known must be a bool tensor, got {known.dtype}")
     known = known.expand(shape)
-    if not torch.compiler.is_compiling():
+    if checks.readable():
         bad = known & ~((values >= 0) & (values < levels))
         if values.is_floating_point():
             bad |= known & (values != values.floor())

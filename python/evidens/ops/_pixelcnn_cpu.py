@@ -13,7 +13,7 @@ def pixelcnn_sample(
     noise: Tensor,
     weights: list[Tensor],
     biases: list[Tensor | None],
-    masks: list[Tensor],
+    taps: list[bool],
     contexts: list[Tensor | None],
     known: Tensor | None,
     values: Tensor | None,
@@ -30,13 +30,13 @@ def pixelcnn_sample(
     n, draws, height, width = noise.shape
     x = noise.new_empty((n, channels, height, width), dtype=torch.int64)
     # Contiguous copies must outlive the call.
-    weights, masks = [w.contiguous() for w in weights], [m.contiguous() for m in masks]
+    weights = [w.contiguous() for w in weights]
     biases, contexts = (
         [t if t is None else t.contiguous() for t in some] for some in (biases, contexts)
     )
     known, values = (t if t is None else t.contiguous() for t in (known, values))
-    nodes = []
-    for i, (weight, bias, mask, context) in enumerate(zip(weights, biases, masks, contexts)):
+    nodes, first_tap = [], 0
+    for i, (weight, bias, context) in enumerate(zip(weights, biases, contexts)):
         source, add, activation, strict, ahead = program[5 * i : 5 * i + 5]
         nodes.append(
             (
@@ -44,9 +44,9 @@ def pixelcnn_sample(
                 0 if bias is None else bias.data_ptr(),
                 0 if context is None else context.data_ptr(),
                 weight.shape[0],
-                mask.shape[0],
-                mask.shape[1],
-                mask.data_ptr(),
+                weight.shape[2],
+                weight.shape[3],
+                first_tap,
                 source,
                 add,
                 activation,
@@ -54,6 +54,7 @@ def pixelcnn_sample(
                 ahead,
             )
         )
+        first_tap += weight.shape[2] * weight.shape[3]
     outputs = weights[-1].shape[0]
     library.pixelcnn_sample(
         noise.dtype is torch.float64,
@@ -70,6 +71,7 @@ def pixelcnn_sample(
         *input_map,
         min_log_scale,
         nodes,
+        bytes(taps),
         noise.data_ptr(),
         0 if known is None else known.data_ptr(),
         0 if values is None else values.data_ptr(),

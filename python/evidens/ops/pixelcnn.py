@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evidens.ops import _checks as checks
 from evidens.ops import _pixelcnn_arguments as given
 from evidens.ops import _pixelcnn_cpu as cpu
 from evidens.ops import _registry
@@ -26,17 +27,15 @@ __all__ = ["PixelLayer", "pixelcnn_noise", "pixelcnn_sample"]
 
 def _fake(noise: Tensor, *rest: Any) -> Tensor:
     channels = rest[8]
-    return noise.new_empty(
-        (noise.shape[0], channels, *noise.shape[2:]), dtype=torch.int64
-    )
+    return noise.new_empty((noise.shape[0], channels, *noise.shape[2:]), dtype=torch.int64)
 
 
 def _one_network(function: Any) -> Any:
     """Refuses what vmap makes of a list of weights."""
 
     def call(noise: Tensor, weights: list[Tensor], *rest: Any) -> Tensor:
-        contexts = rest[2]
-        if any(w.ndim != 4 for w in weights) or any(c is not None and c.ndim != 2 for c in contexts):
+        contexts = [c for c in rest[2] if c is not None]
+        if any(w.ndim != 4 for w in weights) or any(c.ndim != 2 for c in contexts):
             raise ValueError(
                 "evidens.pixelcnn_sample: vmap over layers is not offered; call it once for each "
                 "network, with all images in one batch"
@@ -48,7 +47,7 @@ def _one_network(function: Any) -> Any:
 
 _pixelcnn = _registry.Op(
     "pixelcnn",
-    "pixelcnn_sample(Tensor noise, Tensor[] weights, Tensor?[] biases, Tensor[] masks, "
+    "pixelcnn_sample(Tensor noise, Tensor[] weights, Tensor?[] biases, bool[] taps, "
     "Tensor?[] contexts, Tensor? known, Tensor? values, int[] program, int kind, int channels, "
     "int levels, int groups, bool one_hot, float[] input_map, float min_log_scale) -> Tensor",
     cpu=_one_network(cpu.pixelcnn_sample),
@@ -154,7 +153,7 @@ def pixelcnn_sample(
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came; also where
-            the network gives NaN (under torch.compile the level is -1 there).
+            the network gives NaN (inside torch.compile and vmap the level is -1 there instead).
         RuntimeError: an argument requires a gradient.
 
     Source: van den Oord, Kalchbrenner, Kavukcuoglu, Pixel Recurrent Neural Networks, 2016;
@@ -201,7 +200,7 @@ def pixelcnn_sample(
         [float(v) for v in input_map],
         float(min_log_scale),
     )
-    if not torch.compiler.is_compiling() and x.numel() and int(x.min()) < 0:
+    if checks.readable() and x.numel() and int(x.min()) < 0:
         n, c, y, column = (x < 0).nonzero()[0].tolist()
         raise ValueError(
             f"evidens.pixelcnn_sample: the network gave no distribution (NaN or infinity) for "

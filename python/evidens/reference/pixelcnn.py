@@ -22,7 +22,7 @@ GATE = 100  # beside the numbers of autoregress.ACTIVATIONS
 
 
 def full_mask(taps: Tensor, outputs: int, inputs: int, groups: int, strict: bool) -> Tensor:
-    """Which entries of a weight (O, C, kh, kw) live: taps (kh, kw), and groups at the centre.
+    """Which entries of a weight (O, C, kh, kw) live: bool taps (kh, kw), and groups at the centre.
 
     There an output of group g sees inputs of groups up to g, or before g where ``strict``.
     """
@@ -43,7 +43,7 @@ def pixelcnn_parameters(
     inputs: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
-    masks: Sequence[Tensor],
+    taps: Sequence[bool],
     contexts: Sequence[Tensor | None],
     program: Sequence[int],
     groups: int,
@@ -54,20 +54,22 @@ def pixelcnn_parameters(
         inputs: what the network sees, (N, C, H, W) or one-hot (N, C * K, H, W).
         weights: (O, C', kh, kw) of each layer; empty: the layer has none and passes its source on.
         biases: (O,) or None for each.
-        masks: live taps (kh, kw), bool, of each.
+        taps: whether each tap of each kernel lives, row by row; one for an empty weight.
         contexts: (N, O) or None for each, added at every pixel.
         program: for each layer the value it starts from (0 is the input, i + 1 layer i), the value
             that is added (-1: none), the activation, whether the centre is strict, and whether it
             belongs to rows above, for which groups do not count.
     """
-    values = [inputs]
+    values, place = [inputs], 0
     for i, weight in enumerate(weights):
         source, add, activation, strict, ahead = program[5 * i : 5 * i + 5]
         h, parts = values[source], 1 if ahead else groups
+        outputs, channels, height, width = weight.shape
+        first, place = place, place + height * width
         if weight.numel():
-            taps = masks[i].to(weight.device)
-            mask = full_mask(taps, weight.shape[0], weight.shape[1], parts, bool(strict))
-            padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+            live = torch.tensor(taps[first:place], device=weight.device).view(height, width)
+            mask = full_mask(live, outputs, channels, parts, bool(strict))
+            padding = (height // 2, width // 2)
             h = F.conv2d(h, torch.where(mask, weight, 0.0), biases[i], padding=padding)
         context = contexts[i]
         if context is not None:
@@ -83,7 +85,13 @@ def pixelcnn_parameters(
 
 
 def _logistic(
-    u: Tensor, params: Tensor, channels: int, levels: int, min_log_scale: float
+    u: Tensor,
+    params: Tensor,
+    channels: int,
+    levels: int,
+    min_log_scale: float,
+    known: Tensor | None,
+    values: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Levels (N, C, H, W) from one mixture of logistics for all channels of a pixel.
 
@@ -108,23 +116,37 @@ def _logistic(
         v = mean + scale * (u[:, 1 + c] / (1 - u[:, 1 + c])).log()
         level = ((v + 1) * half + 0.5).clamp(0, levels - 1)
         nan = nan + level * 0
-        found.append(level.floor())
+        level = level.floor()
+        if known is not None and values is not None:
+            level = torch.where(known[:, c], values[:, c].to(level.dtype), level)
+        found.append(level)
         seen.append(found[-1] / half - 1)
     return torch.stack(found, 1), nan[:, None]
 
 
 def pixelcnn_draw(
-    noise: Tensor, params: Tensor, kind: int, channels: int, levels: int, min_log_scale: float
+    noise: Tensor,
+    params: Tensor,
+    known: Tensor | None,
+    values: Tensor | None,
+    kind: int,
+    channels: int,
+    levels: int,
+    min_log_scale: float,
 ) -> Tensor:
-    """Levels (N, C, H, W) int64 of all pixels from their parameters; -1: no distribution."""
+    """Levels (N, C, H, W) int64 of all pixels from their parameters; -1: no distribution.
+
+    ``values`` where ``known``, both (N, C, H, W) or None; what is known moves what is not.
+    """
     if kind == LOGISTIC:
-        level, nan = _logistic(noise, params, channels, levels, min_log_scale)
+        level, nan = _logistic(noise, params, channels, levels, min_log_scale, known, values)
     elif kind == BERNOULLI:
         p = torch.sigmoid(params)
         level, nan = (noise < p).long(), p * 0
     else:
         level, nan = autoregress.pick(params.unflatten(1, (channels, levels)).movedim(2, -1), noise)
-    return torch.where(nan.isnan(), -1.0, level.to(noise.dtype)).long()
+    level = torch.where(nan.isnan(), -1.0, level.to(noise.dtype)).long()
+    return level if known is None or values is None else torch.where(known, values, level)
 
 
 def encode(x: Tensor, levels: int, one_hot: bool, input_map: Sequence[float]) -> Tensor:
@@ -139,7 +161,7 @@ def pixelcnn_sample(
     noise: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
-    masks: Sequence[Tensor],
+    taps: Sequence[bool],
     contexts: Sequence[Tensor | None],
     known: Tensor | None,
     values: Tensor | None,
@@ -157,7 +179,7 @@ def pixelcnn_sample(
     Args:
         noise: uniforms (N, R, H, W): R = C, for the logistic kind 1 + C, the first of which
             chooses the term.
-        weights, biases, masks, contexts, program, groups: as in `pixelcnn_parameters`.
+        weights, biases, taps, contexts, program, groups: as in `pixelcnn_parameters`.
         known: (N, C, H, W) bool or None; where it is set, ``values``, int64, are taken.
         kind: index into `KINDS`.
         channels, levels, one_hot, input_map, min_log_scale: C, K, and how a level is seen.
@@ -170,11 +192,11 @@ def pixelcnn_sample(
             for g in range(groups):
                 inputs = encode(x.to(noise.dtype), levels, one_hot, input_map)
                 params = pixelcnn_parameters(
-                    inputs, weights, biases, masks, contexts, program, groups
+                    inputs, weights, biases, taps, contexts, program, groups
                 )
-                drawn = pixelcnn_draw(noise, params, kind, channels, levels, min_log_scale)
-                if known is not None and values is not None:
-                    drawn = torch.where(known, values, drawn)
+                drawn = pixelcnn_draw(
+                    noise, params, known, values, kind, channels, levels, min_log_scale
+                )
                 now = (slice(None), slice(g * share, (g + 1) * share), y, column)
                 x = x.clone()
                 x[now] = drawn[now]
