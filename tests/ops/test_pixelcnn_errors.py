@@ -79,6 +79,8 @@ def test_layers(case):
     refused(case, "has 6 channels from 1|4 groups",
             **{"noise": case.noise.repeat(1, 2, 1, 1)[:, :4], "groups": 4,
                "layers": [w(6, 4, 3, mask="A"), w(20, 6, 1)]})  # fmt: skip
+    refused(case, "has 6 channels from 7, which 2 groups do not divide", groups=2,
+            layers=[w(7, 2, 3, mask="above"), w(6, 7, 1, source=0), w(10, 6, 1)])  # fmt: skip
     refused(case, "with gates do not divide", layers=[w(7, 2, 3, mask="A", activation="gate")])
 
 

@@ -145,7 +145,7 @@ def program(
             )
         parts = 1 if ahead else groups
         halves = 2 if layer.activation == "gate" else 1
-        if outputs % (parts * halves) or (strict and channels[source] % parts):
+        if outputs % (parts * halves) or channels[source] % parts:
             _fail(
                 f"{name} has {outputs} channels from {channels[source]}, which {parts} groups"
                 f"{' with gates' if halves == 2 else ''} do not divide"
