@@ -8,6 +8,7 @@
 #include "hmm.h"
 #include "masked_conv.h"
 #include "philox_params.h"
+#include "pixelcnn.h"
 #include "spline.h"
 
 namespace evidens {
@@ -23,6 +24,7 @@ struct Kernels {
   const SplineKernel *spline;
   const MaskedConvKernel *masked_conv;
   const MadeKernel *made;
+  const PixelKernel *pixelcnn;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

@@ -24,6 +24,7 @@
 #include "kernels.h"
 #include "made_schedule.h"
 #include "parallel.h"
+#include "pixelcnn_schedule.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -485,6 +486,60 @@ void made_sample(bool is_double, int64_t rows, int64_t features, int64_t paramet
   });
 }
 
+// A node is (weight, bias, context, outputs, height, width, first tap, source, add, activation, strict,
+// ahead).
+using Node = std::array<int64_t, 12>;
+
+void pixelcnn_sample(bool is_double, int64_t images, int64_t channels, int64_t height, int64_t width, int64_t groups,
+                     int64_t levels, int64_t draws, int64_t mixtures, int kind, bool one_hot, double input_scale,
+                     double input_shift, double min_log_scale, const std::vector<Node> &nodes, const std::string &taps,
+                     uintptr_t noise, uintptr_t known, uintptr_t values, uintptr_t x) {
+  const PixelKernel &kernel = kernels->pixelcnn[is_double];
+  std::vector<PixelSchedule::Layer> layers;
+  for (const Node &n : nodes)
+    layers.push_back({at(uintptr_t(n[0])), at(uintptr_t(n[1])), at(uintptr_t(n[2])), n[3], n[4], n[5],
+                      taps.data() + n[6], int32_t(n[7]), int32_t(n[8]), int32_t(n[9]), n[10] != 0, n[11] != 0});
+  const PixelSchedule schedule(layers, one_hot ? channels * levels : channels, groups, kernel.width);
+  const int64_t element = is_double ? sizeof(double) : sizeof(float), count = schedule.packed * kernel.width;
+  const Buffer packed = allocate(count * element);
+  const PixelParams p{images,
+                      channels,
+                      height,
+                      width,
+                      groups,
+                      levels,
+                      draws,
+                      mixtures,
+                      kind,
+                      one_hot,
+                      input_scale,
+                      input_shift,
+                      min_log_scale,
+                      schedule.nodes.data(),
+                      schedule.values.data(),
+                      int64_t(schedule.nodes.size()),
+                      schedule.parts.data(),
+                      schedule.runs.data(),
+                      int64_t(schedule.parts.size()),
+                      int64_t(schedule.runs.size()),
+                      at(noise),
+                      at<uint8_t>(known),
+                      at<int64_t>(values),
+                      packed.get(),
+                      at<int64_t>(x)};
+  if (images * height * width == 0) return;
+  // Images do not meet, so that blocks may be cut by the number of threads.
+  const int64_t workers = workers_for(double(images * height * width) * double(count), images), most = 48;
+  const int64_t block = std::min(most, (images + workers - 1) / workers), blocks = (images + block - 1) / block;
+  run_blocks(pool, p.parts, workers_for(double(count) * 8, p.parts),
+             [&](int64_t i, int64_t) { kernel.pack(i, i + 1, p); });
+  const int64_t bytes = (kernel.scratch_bytes(block, p) + 63) / 64 * 64;
+  const Buffer scratch = allocate(std::min(workers, blocks) * bytes);
+  run_blocks(pool, blocks, std::min(workers, blocks), [&](int64_t i, int64_t worker) {
+    kernel.run(i * block, std::min(images, (i + 1) * block), p, static_cast<char *>(scratch.get()) + worker * bytes);
+  });
+}
+
 void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t rows, int64_t columns, bool is_double,
                     uintptr_t out) {
   const PhiloxParams p{seed, step, row_offset, rows, columns, is_double, at(out)};
@@ -555,6 +610,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("context"), py::arg("context_units"), py::arg("known"), py::arg("values"), py::arg("bins"),
         py::arg("spline_map"), py::arg("first_slope"), py::arg("last_stored"), py::arg("derivatives"), py::arg("tails"),
         py::arg("box"), py::arg("options"), py::arg("x"), py::arg("logdet"));
+  m.def("pixelcnn_sample", &pixelcnn_sample, release, py::arg("is_double"), py::arg("images"), py::arg("channels"),
+        py::arg("height"), py::arg("width"), py::arg("groups"), py::arg("levels"), py::arg("draws"),
+        py::arg("mixtures"), py::arg("kind"), py::arg("one_hot"), py::arg("input_scale"), py::arg("input_shift"),
+        py::arg("min_log_scale"), py::arg("nodes"), py::arg("taps"), py::arg("noise"), py::arg("known"),
+        py::arg("values"), py::arg("x"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

@@ -11,6 +11,7 @@ extern const evidens::ActNormKernel actnorm[2];
 extern const evidens::SplineKernel spline[2];
 extern const evidens::MaskedConvKernel masked_conv[2];
 extern const evidens::MadeKernel made[2];
+extern const evidens::PixelKernel pixelcnn[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {

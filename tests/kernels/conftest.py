@@ -53,6 +53,7 @@ def canaries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return guarded
 
     def empty(*size, dtype=None, device=None):
+        size = size if not size or isinstance(size[0], int) else tuple(size[0])
         return allocate(size, dtype, device, math.nan)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", method(math.nan))

@@ -87,6 +87,11 @@ def test_coupling(compiled, dtype):
     check(compiled, f"coupling {dtype}", {f"_coupling_maps.{name}" for name in names})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autoregress(compiled, dtype):
+    check(compiled, f"autoregress {dtype}", {"autoregress.made_kernel"})
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -107,11 +112,12 @@ def main() -> None:
     from triton.compiler import ASTSource
     from triton.runtime.jit import JITFunction
 
+    from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
 
-    coupling, gmm, hmm, hmm_plan, philox, spline = (
+    autoregress, coupling, gmm, hmm, hmm_plan, philox, spline = (
         importlib.import_module(f"evidens.kernels.{name}")
-        for name in ("coupling", "gmm", "hmm", "_hmm_plan", "philox", "spline")
+        for name in ("autoregress", "coupling", "gmm", "hmm", "_hmm_plan", "philox", "spline")
     )
     types = {
         torch.float32: "*fp32",
@@ -256,6 +262,38 @@ def main() -> None:
             for rest in ((scale_map, 0.5, False), (scale_map, 0.5, True)):
                 coupling.affine_coupling(x, x, x, None, *rest)
                 coupling.affine_coupling_backward(x, x, x, None, x, x[:, 0], *rest, *all_three)
+
+    def masked(kind, parameters, dtype, activation=1, scale_map=0, inverse=False, **changes):
+        """A network of three features and one hidden layer."""
+        features = torch.arange(3)
+        given = {"levels": 0, "spline_map": 1, "tails": [1], "context": None, "known": None}
+        given |= changes
+        levels = given["levels"]
+        weights = [torch.ones(5, 3 * max(levels, 1)), torch.ones(3 * parameters, 5)]
+        noise = torch.ones(37, 3, 2 if kind == 3 else 1, dtype=dtype)
+        autoregress.made_sample(
+            noise, [w.to(dtype) for w in weights], [None, None],
+            [features, torch.arange(5) % 3], given["context"], given["known"],
+            None if given["known"] is None else noise[..., 0], kind, activation, levels,
+            [1.0, 0.0], scale_map, 0.5, inverse, 4, given["spline_map"], given["tails"],
+            [-1.0, 1.0] * 2 * len(given["tails"]), [1e-3] * 6,
+        )  # fmt: skip
+
+    for name in DTYPES:
+        case, dtype = f"autoregress {name}", getattr(torch, name)
+        known = torch.ones(37, 3, dtype=torch.bool)
+        context = torch.ones(37, 5, dtype=dtype)
+        for activation in range(len(ACTIVATIONS)):
+            masked(0, 2, dtype, activation, context=context)
+        for scale_map in range(len(SCALE_MAPS)):
+            for inverse in (False, True):
+                masked(0, 2, dtype, 1, scale_map, inverse)
+        for kind, parameters, levels in ((1, 1, 2), (2, 7, 7), (3, 9, 0)):
+            masked(kind, parameters, dtype, levels=levels, known=known)
+        for spline_map, tails, count in ((1, [1], 3), (2, [2], 4), (1, [0, 1, 2], 5)):
+            for inverse in (False, True):
+                words = {"spline_map": spline_map, "tails": tails, "known": known}
+                masked(4, 8 + count, dtype, inverse=inverse, **words)
     for record in done.values():
         print(json.dumps(record))
 

@@ -21,6 +21,8 @@ from evidens.ops.hmm import (
 )
 from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.philox import philox_uniform
+from evidens.ops.pixelcnn import PixelLayer as PixelLayer
+from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
@@ -42,6 +44,8 @@ __all__ = [
     "made_noise",
     "made_sample",
     "philox_uniform",
+    "pixelcnn_noise",
+    "pixelcnn_sample",
     "rational_quadratic_spline",
     "spline_coupling",
 ]

@@ -71,17 +71,28 @@ def tensors(
             f"the features and of L hidden layers, got {layers} weights, "
             f"{0 if biases is None else len(biases)} biases and {len(degrees)} degrees"
         )
+    biases = [None] * layers if biases is None else list(biases)
+    optional = [t for t in (*biases, *others.values()) if t is not None]
+    if others["noise"] is not None and _settled([*weights, *optional]):
+        return list(weights), biases, {name: t for name, t in others.items() if t is not None}
     every: dict[str, Any] = {f"weights[{i}]": w for i, w in enumerate(weights)}
-    every |= {f"biases[{i}]": b for i, b in enumerate(biases or [None] * layers)}
-    every |= others
-    optional = {name for name in every if name.startswith("biases")} | others.keys() - {"noise"}
-    every = {name: t for name, t in every.items() if t is not None or name not in optional}
+    every |= {f"biases[{i}]": b for i, b in enumerate(biases) if b is not None}
+    every |= {name: t for name, t in others.items() if t is not None or name == "noise"}
     found: dict[str, Tensor] = dict(zip(every, checks.widen(op, *every.items())))
     checks.no_gradient(op, *found.values(), instead="full passes of the network in torch")
     return (
         [found[f"weights[{i}]"] for i in range(layers)],
         [found.get(f"biases[{i}]") for i in range(layers)],
         {name: found[name] for name in others if name in found},
+    )
+
+
+def _settled(tensors: list[Tensor]) -> bool:
+    """Whether there is nothing to widen and no gradient to lose, found at once."""
+    dtypes, grad = (torch.float32, torch.float64), torch.is_grad_enabled()
+    return all(
+        isinstance(t, Tensor) and t.dtype in dtypes and not (grad and t.requires_grad)
+        for t in tensors
     )
 
 
@@ -119,8 +130,9 @@ def network(
             raise ValueError(
                 f"evidens.{op}: biases[{i}] must have shape ({units},), got {tuple(bias.shape)}"
             )
-        for name, t in ((f"weights[{i}]", weight), (f"biases[{i}]", bias)):
+        for kind, t in (("weights", weight), ("biases", bias)):
             if t is not None and (t.dtype is not noise.dtype or t.device != noise.device):
+                name = f"{kind}[{i}]"
                 raise TypeError(
                     f"evidens.{op}: all arguments need one dtype and one device; noise is "
                     f"{noise.dtype} on {noise.device}, {name} is {t.dtype} on {t.device}. "
@@ -181,7 +193,7 @@ def partial(
             f"evidens.{op}: known must be on {noise.device} as noise is, got {known.device}"
         )
     known = known.expand(n, d)
-    if levels > 0 and not torch.compiler.is_compiling():
+    if levels > 0 and checks.readable():
         bad = known & ~((values >= 0) & (values < levels) & (values == values.floor()))
         if bad.any():
             row, feature = bad.nonzero()[0].tolist()

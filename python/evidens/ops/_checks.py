@@ -58,6 +58,11 @@ def arguments(
             )
 
 
+def readable() -> bool:
+    """Whether values may be looked at: not inside torch.compile or a transform of torch.func."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def no_gradient(op: str, *tensors: Tensor | None, instead: str) -> None:
     """Refuses a call that would silently cut the graph."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

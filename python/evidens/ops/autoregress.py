@@ -39,6 +39,12 @@ def _one_network(function: Any) -> Any:
     return call
 
 
+def _triton(*args: Any) -> tuple[Tensor, Tensor]:
+    from evidens.kernels import autoregress as kernels
+
+    return kernels.made_sample(*args)
+
+
 _made = _registry.Op(
     "autoregress",
     "made_sample(Tensor noise, Tensor[] weights, Tensor?[] biases, Tensor[] degrees, "
@@ -47,6 +53,7 @@ _made = _registry.Op(
     "int[] tails, float[] box, float[] options) -> (Tensor, Tensor)",
     cpu=_one_network(cpu.made_sample),
     reference=_one_network(reference.made_sample),
+    triton=_one_network(_triton),
     fake=lambda noise, *rest: (noise.new_empty(noise.shape[:2]), noise.new_empty(noise.shape[:1])),
     rows=(0, 4, 5, 6),
 )
