@@ -1,4 +1,4 @@
-"""Masked layers of autoregressive models: a convolution in raster order, a linear layer by degrees."""
+"""Masked layers of autoregressive models: convolutions in raster order, linear ones by degrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The masked convolution and linear ops on CPU tensors: addresses and strides for ``evidens._C``."""
+"""The masked ops on CPU tensors: addresses and strides for ``evidens._C``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Planes = tuple[int, int, int, int]
 
 def _evenly(t: Tensor) -> Tensor:
     """``t`` (N, C, H, W) with adjacent places or adjacent channels: a view where it is one."""
-    n, c, h, w = t.stride()
+    _, c, h, w = t.stride()
     channels, height, width = t.shape[1:]
     if height * width <= 1:
         return t if c == 1 or channels == 1 else t.contiguous()
@@ -121,8 +121,20 @@ def _rows(t: Tensor) -> Tensor:
     return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous()
 
 
-def _ordered(t: Tensor, order: Tensor | None) -> Tensor:
-    return _rows(t) if order is None else t.index_select(1, order)
+def _ordered(t: Tensor, order: Tensor | None, name: str) -> Tensor:
+    if order is None:
+        return _rows(t)
+    try:
+        return t.index_select(1, order)
+    except (IndexError, RuntimeError):
+        raise _no_order(name) from None
+
+
+def _no_order(name: str) -> ValueError:
+    return ValueError(
+        f"evidens.masked_linear: {name}_order must put {name}_degrees into rising order and name "
+        f"each of them once; torch.argsort({name}_degrees, stable=True) is one"
+    )
 
 
 def _linear(
@@ -140,8 +152,8 @@ def _linear(
 ) -> None:
     """Calls the kernel, which reads its input in the order of the degrees and writes in any."""
     in_order, out_order = orders
-    given = _ordered(x, in_order)
-    other = _ordered(y, out_order) if backward else y
+    given = _ordered(x, in_order, "in")
+    other = _ordered(y, out_order, "out") if backward else y
     ok = library.masked_linear(
         backward,
         x.dtype is torch.float64,
@@ -168,10 +180,7 @@ def _linear(
     # Without an order the degrees must be rising: only now is one looked for.
     place, name = (0, "in") if ok == 1 else (1, "out")
     if orders[place] is not None:
-        raise ValueError(
-            f"evidens.masked_linear: {name}_order must put {name}_degrees into rising order and "
-            f"name each of them once; torch.argsort({name}_degrees, stable=True) is one"
-        )
+        raise _no_order(name)
     orders[place] = torch.argsort(degrees[place], stable=True)
     _linear(backward, orders, degrees, strict, x, weight, bias, y, grad_x, grad_weight, grad_bias)
 
