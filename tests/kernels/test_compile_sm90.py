@@ -87,6 +87,12 @@ def test_coupling(compiled, dtype):
     check(compiled, f"coupling {dtype}", {f"_coupling_maps.{name}" for name in names})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masked_conv(compiled, dtype):
+    names = {"product_kernel", "weight_kernel"}
+    check(compiled, f"masked {dtype}", {f"_masked_conv_products.{name}" for name in names})
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -109,9 +115,9 @@ def main() -> None:
 
     from evidens.reference.coupling import SCALE_MAPS
 
-    coupling, gmm, hmm, hmm_plan, philox, spline = (
+    coupling, gmm, hmm, hmm_plan, masked, philox, spline = (
         importlib.import_module(f"evidens.kernels.{name}")
-        for name in ("coupling", "gmm", "hmm", "_hmm_plan", "philox", "spline")
+        for name in ("coupling", "gmm", "hmm", "_hmm_plan", "masked_conv", "philox", "spline")
     )
     types = {
         torch.float32: "*fp32",
@@ -256,6 +262,22 @@ def main() -> None:
             for rest in ((scale_map, 0.5, False), (scale_map, 0.5, True)):
                 coupling.affine_coupling(x, x, x, None, *rest)
                 coupling.affine_coupling_backward(x, x, x, None, x, x[:, 0], *rest, *all_three)
+    for name in DTYPES:
+        case, dtype = f"masked {name}", getattr(torch, name)
+        for n, c, o, groups in ((1, 1, 1, 1), (3, 9, 15, 3)):
+            x, weight = torch.ones(n, c, 5, 4, dtype=dtype), torch.ones(o, c, 3, 3, dtype=dtype)
+            given = (list(range(5)), False, groups)
+            for bias in (weight[:, 0, 0, 0], None):
+                y = masked.masked_conv2d(x, weight, bias, *given)
+            masked.masked_conv2d_backward(x, weight, y, *given, True, True, True)
+            x, weight, degrees = (
+                x[:, :, 0, 0],
+                weight[:, :, 0, 0],
+                (torch.arange(c), torch.arange(o)),
+            )
+            y = masked.masked_linear(x, weight, None, *degrees, None, None, False)
+            rest = (*degrees, None, None, True, True, True, True)
+            masked.masked_linear_backward(x, weight, y, *rest)
     for record in done.values():
         print(json.dumps(record))
 

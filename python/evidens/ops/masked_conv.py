@@ -219,7 +219,8 @@ def masked_conv2d(
     bias = rest[0] if rest else None
     given.images(op, x, weight, bias)
     taps, strict = given.taps(op, mask, weight, groups)
-    return _conv(x, weight, bias, taps, strict, groups)  # type: ignore[no-any-return]
+    y: Tensor = _conv(x, weight, bias, taps, strict, groups)
+    return y
 
 
 def masked_linear(
