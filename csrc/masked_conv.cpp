@@ -20,6 +20,7 @@ constexpr int64_t kFewestPixels = 32;      // of a band, where bands are cut to 
 constexpr int64_t kSumPixels = 1536;       // of a slab: adding up its sums is then a small part
 constexpr int64_t kUnits = 8;              // that a call is cut into, where it can be
 constexpr int64_t kMostSlabs = 32;
+constexpr int64_t kPackCost = 128;                // multiply-adds that a packed number is worth
 constexpr int64_t kMostSums = int64_t(20) << 20;  // bytes
 
 EVIDENS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -94,11 +95,16 @@ template <class T> int64_t sums_of_a_slab(const MaskedConvParams &p) {
 template <class T> Slabs slabs_of(const MaskedConvParams &p, const MaskedConvPlan &plan) {
   const int64_t bands = p.images * plan.bands;
   if (!needs_sums(p)) return {bands, 1, 1};
-  int64_t slabs = most(1, least(p.images * p.height * p.width / kSumPixels, kMostSlabs));
-  slabs = least(slabs, most(4, kMostSums / (sums_of_a_slab<T>(p) * 8)));
+  const int64_t pixels = p.images * p.height * p.width;
+  int64_t slabs = most(least(pixels / kSumPixels, kMostSlabs), least(pixels / (kSumPixels / 3), kUnits));
+  slabs = least(most(1, slabs), most(4, kMostSums / (sums_of_a_slab<T>(p) * 8)));
   const int64_t each = over(bands, least(slabs, bands));
   slabs = over(bands, each);
-  return {slabs, each, most(1, least(over(kUnits, slabs), p.taps * p.in_channels / 16))};
+  // Units that share a slab pack its bands each for itself, so their products must outweigh that.
+  const bool in_place = plan.x_in_place && plan.grad_in_place;
+  const int64_t rows = p.taps * p.in_channels, packing = in_place ? 1 : kPackCost * (p.in_channels + p.out_channels);
+  const int64_t parts = least(least(over(kUnits, slabs), rows / 16), rows * p.out_channels / packing);
+  return {slabs, each, most(1, parts)};
 }
 
 template <class T> void plan(bool backward, const MaskedConvParams &p, MaskedConvPlan &plan) {
