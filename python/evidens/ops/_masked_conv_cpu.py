@@ -13,25 +13,30 @@ _NONE = (0, 0, 0, 0)
 Planes = tuple[int, int, int, int]
 
 
-def _evenly(t: Tensor) -> Tensor:
-    """``t`` (N, C, H, W) with adjacent places or adjacent channels: a view where it is one."""
-    _, c, h, w = t.stride()
-    channels, height, width = t.shape[1:]
-    if height * width <= 1:
-        return t if c == 1 or channels == 1 else t.contiguous()
-    step = w if width > 1 else h
-    even = height == 1 or width == 1 or h == width * w
-    return t if even and (step == 1 or c == 1 or channels == 1) else t.contiguous()
+def _planes(t: Tensor) -> tuple[Tensor, Planes]:
+    """``t`` (N, C, H, W), or a copy of it, with adjacent places or adjacent channels.
 
-
-def _planes(t: Tensor) -> Planes:
-    """Address, and strides of images, channels and places."""
+    And its address, with the strides of images, channels and places.
+    """
+    _, channels, height, width = t.shape
+    if t.is_contiguous():
+        places = height * width
+        return t, (t.data_ptr(), channels * places, 1 if channels == 1 else places, 1)
     n, c, h, w = t.stride()
-    channels, height, width = t.shape[1:]
-    place = w if width > 1 else h
-    if channels == 1 or height * width == 1:
-        c = 1  # whatever the tensor says
-    return t.data_ptr(), n, c, place
+    if height * width <= 1:
+        even, place = c == 1 or channels == 1, w
+    else:
+        place = w if width > 1 else h
+        even = (height == 1 or width == 1 or h == width * w) and (
+            place == 1 or c == 1 or channels == 1
+        )
+    if not even:
+        return _planes(t.contiguous())
+    return t, (t.data_ptr(), n, 1 if channels == 1 else c, place)
+
+
+def _contiguous_planes(t: Tensor, channels: int, places: int) -> Planes:
+    return t.data_ptr(), channels * places, 1 if channels == 1 else places, 1
 
 
 def _address(t: Tensor | None) -> int:
@@ -41,7 +46,8 @@ def _address(t: Tensor | None) -> int:
 def masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: list[int], strict: bool, groups: int
 ) -> Tensor:
-    x, weight = _evenly(x), weight.contiguous()
+    x, planes = _planes(x)
+    weight = weight.contiguous()
     if bias is not None:
         bias = bias.contiguous()
     n, c, h, w = x.shape
@@ -60,10 +66,10 @@ def masked_conv2d(
         taps,
         groups,
         strict,
-        _planes(x),
+        planes,
         weight.data_ptr(),
         _address(bias),
-        _planes(y),
+        _contiguous_planes(y, o, h * w),
         _NONE,
         0,
         0,
@@ -82,7 +88,7 @@ def masked_conv2d_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, grad_y = _evenly(x), weight.contiguous(), _evenly(grad_y)
+    (x, planes), (grad_y, grad_planes), weight = _planes(x), _planes(grad_y), weight.contiguous()
     n, c, h, w = x.shape
     o, _, down, across = weight.shape
     whole = n * h * w > 0
@@ -103,11 +109,11 @@ def masked_conv2d_backward(
         taps,
         groups,
         strict,
-        _planes(x),
+        planes,
         weight.data_ptr(),
         0,
-        _planes(grad_y),
-        _planes(grad_x) if need_x else _NONE,
+        grad_planes,
+        _contiguous_planes(grad_x, c, h * w) if need_x else _NONE,
         grad_weight.data_ptr() if need_weight else 0,
         grad_bias.data_ptr() if need_bias else 0,
     )
