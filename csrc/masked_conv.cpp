@@ -20,7 +20,8 @@ constexpr int64_t kFewestPixels = 32;      // of a band, where bands are cut to 
 constexpr int64_t kSumPixels = 1536;       // of a slab: adding up its sums is then a small part
 constexpr int64_t kUnits = 8;              // that a call is cut into, where it can be
 constexpr int64_t kMostSlabs = 32;
-constexpr int64_t kMostSums = int64_t(20) << 20;  // bytes
+constexpr int64_t kMostSums = 20 << 20;  // bytes of all slabs, if that leaves one
+constexpr int64_t kPackCost = 128;       // multiply-adds that a packed number is worth
 
 EVIDENS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 EVIDENS_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -43,7 +44,13 @@ bool in_place(bool backward, const MaskedConvPlanes &planes, const MaskedConvPla
   return false;
 }
 
-// --- shared memory -------------------------------------------------------------------------------
+// --- memory --------------------------------------------------------------------------------------
+
+template <class U> U *take(char *&at, int64_t count) {
+  U *here = reinterpret_cast<U *>(at);
+  at += aligned(count * int64_t(sizeof(U)));
+  return here;
+}
 
 template <class T> struct Shared {
   int64_t *x_offset, *grad_offset;  // (taps,) elements from a pixel to the one that a tap reads
@@ -60,11 +67,6 @@ template <class T> struct Shared {
     start = take<T>(at, lanes), weights = take<T>(at, p.taps * depth * lanes);
     bytes = at - begin;
   }
-  template <class U> static U *take(char *&at, int64_t count) {
-    U *here = reinterpret_cast<U *>(at);
-    at += aligned(count * int64_t(sizeof(U)));
-    return here;
-  }
 };
 
 template <class T> struct Scratch {
@@ -76,9 +78,9 @@ template <class T> struct Scratch {
     const bool own_x = (!backward || needs_sums(p)) && !plan.x_in_place;
     const bool own_grad = backward && !plan.grad_in_place;
     // Lanes of the last pixel reach beyond its channels.
-    x = Shared<T>::template take<T>(at, own_x ? around * plan.x_step : 0);
-    grad = Shared<T>::template take<T>(at, own_grad ? around * plan.grad_step + lanes_of_a_tile<T> : 0);
-    out = Shared<T>::template take<T>(at, plan.rows * p.width * lanes_of_a_tile<T>);
+    x = take<T>(at, own_x ? around * plan.x_step : 0);
+    grad = take<T>(at, own_grad ? around * plan.grad_step + lanes_of_a_tile<T> : 0);
+    out = take<T>(at, plan.rows * p.width * lanes_of_a_tile<T>);
     bytes = at - begin;
   }
 };
@@ -94,11 +96,16 @@ template <class T> int64_t sums_of_a_slab(const MaskedConvParams &p) {
 template <class T> Slabs slabs_of(const MaskedConvParams &p, const MaskedConvPlan &plan) {
   const int64_t bands = p.images * plan.bands;
   if (!needs_sums(p)) return {bands, 1, 1};
-  int64_t slabs = most(1, least(p.images * p.height * p.width / kSumPixels, kMostSlabs));
-  slabs = least(slabs, most(4, kMostSums / (sums_of_a_slab<T>(p) * 8)));
+  const int64_t pixels = p.images * p.height * p.width;
+  int64_t slabs = most(least(pixels / kSumPixels, kMostSlabs), least(pixels / (kSumPixels / 3), kUnits));
+  slabs = least(most(1, slabs), most(1, kMostSums / (sums_of_a_slab<T>(p) * 8)));
   const int64_t each = over(bands, least(slabs, bands));
   slabs = over(bands, each);
-  return {slabs, each, most(1, least(over(kUnits, slabs), p.taps * p.in_channels / 16))};
+  // Units that share a slab pack its bands each for itself, so their products must outweigh that.
+  const bool in_place = plan.x_in_place && plan.grad_in_place;
+  const int64_t rows = p.taps * p.in_channels, packing = in_place ? 1 : kPackCost * (p.in_channels + p.out_channels);
+  const int64_t parts = least(least(over(kUnits, slabs), rows / 16), rows * p.out_channels / packing);
+  return {slabs, each, most(1, parts)};
 }
 
 template <class T> void plan(bool backward, const MaskedConvParams &p, MaskedConvPlan &plan) {

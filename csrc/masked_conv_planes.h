@@ -34,43 +34,46 @@ template <class T> EVIDENS_INLINE void clear_run(int64_t n, T *to) {
   for (; i < n; ++i) to[i] = T(0);
 }
 
-// Where consecutive pixels go, row after row of a padded band.
-template <class T> struct Walk {
-  T *at;
-  int64_t column, columns;  // of the image
-  int64_t step, jump;       // elements to the next pixel, and more of them at the end of a row
-  EVIDENS_METHOD T *next() {
-    T *here = at;
-    at += step;
-    if (++column == columns) column = 0, at += jump;
-    return here;
+// Where the pixels of consecutive rows go in a padded band.
+template <class T> struct Places {
+  T *begin;
+  int64_t columns;    // of the image
+  int64_t step, row;  // elements to the next pixel and to the next row
+  // Those of n pixels from p on.
+  EVIDENS_METHOD void find(int64_t p, int64_t n, T **to) const {
+    int64_t column = p % columns;
+    T *at = begin + p / columns * row + column * step;
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = at;
+      at += step;
+      if (++column == columns) column = 0, at += row - columns * step;
+    }
   }
 };
 
 // `count` pixels from planes; a pixel's channels lie together in the result.
 template <class T>
-static void gather_pixels(const T *plane, int64_t channel, int64_t count, int64_t channels, Walk<T> walk) {
+static void gather_pixels(const T *plane, int64_t channel, int64_t count, int64_t channels, const Places<T> &places) {
   constexpr int W = width<T>;
-  const int64_t whole = channels / W * W;
-  for (int64_t p = 0; p < count;) {
-    const int64_t n = count - p < W ? count - p : W;
+  for (int64_t p = 0; p < count; p += W) {
+    // The last blocks of pixels and of channels overlap those before them.
+    const int64_t n = count < W ? count : W, at = count - p < n ? count - n : p;
     T *to[W];
-    for (int64_t i = 0; i < n; ++i) to[i] = walk.next();
-    int64_t c = 0;
-    // The last block of a plane would read past it.
-    for (; n == W && c < whole; c += W) {
+    places.find(at, n, to);
+    if (n < W || channels < W) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < n; ++i) to[i][c] = plane[c * channel + at + i];
+      continue;
+    }
+    for (int64_t b = 0; b < channels; b += W) {
+      const int64_t c = channels - b < W ? channels - W : b;
       Vec<T> v[W];
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) v[i] = load(plane + (c + i) * channel + p);
+      for (int i = 0; i < W; ++i) v[i] = load(plane + (c + i) * channel + at);
       transpose<T>(v);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) store(to[i] + c, v[i]);
     }
-    for (; c < channels; ++c) {
-      const T *from = plane + c * channel + p;
-      for (int64_t i = 0; i < n; ++i) to[i][c] = from[i];
-    }
-    p += n;
   }
 }
 
@@ -90,9 +93,13 @@ static void pack_band(const MaskedConvPlanes &planes, int64_t image, int64_t cha
   clear_run((first + rows + window.bottom - end) * across, inside + (end - begin) * across);
   const T *from = static_cast<const T *>(planes.data) + image * planes.image + begin * columns * planes.place;
   const int64_t count = (end - begin) * columns;
-  Walk<T> walk = {inside + window.left * step, 0, columns, step, (window.left + window.right) * step};
-  if (planes.channel != 1) return gather_pixels(from, planes.channel, count, channels, walk);
-  for (int64_t p = 0; p < count; ++p, from += planes.place) { copy_run(channels, from, walk.next()); }
+  const Places<T> places = {inside + window.left * step, columns, step, across};
+  if (planes.channel != 1) return gather_pixels(from, planes.channel, count, channels, places);
+  T *to;
+  for (int64_t p = 0; p < count; ++p, from += planes.place) {
+    places.find(p, 1, &to);
+    copy_run(channels, from, to);
+  }
 }
 
 // Channels [begin, begin + channels) of `count` pixels from `first` on to planes; the channels of a
@@ -113,11 +120,11 @@ static void unpack_band(const T *in, int64_t step, int64_t count, int64_t begin,
     return;
   }
   for (int64_t p = 0; p < count; p += W) {
-    const int64_t n = count - p < W ? count - p : W;
+    const int64_t n = count < W ? count : W, at = count - p < n ? count - n : p;
     for (int64_t c = 0; c < channels; c += W) {
       const int64_t lanes = channels - c < W ? channels - c : W;
-      const T *from = in + p * step + c;
-      T *plane = to + c * planes.channel + p;
+      const T *from = in + at * step + c;
+      T *plane = to + c * planes.channel + at;
       if (n < W) {
         for (int64_t l = 0; l < lanes; ++l)
           for (int64_t i = 0; i < n; ++i) plane[l * planes.channel + i] = from[i * step + l];

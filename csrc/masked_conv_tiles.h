@@ -12,7 +12,7 @@ constexpr int kLaneVectors = kOuterVectors;
 // eight would need more pointers than there are integer registers.
 constexpr int tile_rows(int vectors) { return vectors > 2 || EVIDENS_REGISTERS == 16 ? (vectors == 1 ? 8 : 6) : 8; }
 template <class T> constexpr int64_t lanes_of_a_tile = kLaneVectors * width<T>;
-constexpr int64_t kWeightChunk = 1 << 14;  // bytes of packed weights that stay in the first-level cache
+constexpr int64_t kWeightChunk = 1 << 17;  // bytes of packed weights that stay in the second-level cache
 
 // acc[m][lane] += sum over i of a[m][i * a_step] * b[i * b_step + lane]
 template <class T, int P, int NV>

@@ -309,10 +309,13 @@ void masked_conv(bool backward, bool is_double, int64_t images, int64_t height, 
   std::vector<int64_t> live(size_t(down * across), -1), dy, dx, in_key, out_key;
   int64_t centre = -1;
   for (int64_t tap : taps) {
+    const int64_t y_step = tap / across - down / 2, x_step = tap % across - across / 2;
+    // One that reads nothing but padding is as good as dead.
+    if (std::abs(y_step) >= height || std::abs(x_step) >= width) continue;
     if (groups > 1 && tap == down * across / 2) centre = int64_t(dy.size());
     live[size_t(tap)] = int64_t(dy.size());
-    dy.push_back(tap / across - down / 2);
-    dx.push_back(tap % across - across / 2);
+    dy.push_back(y_step);
+    dx.push_back(x_step);
   }
   if (centre >= 0) {
     for (int64_t c = 0; c < in_channels; ++c) in_key.push_back(c / (in_channels / groups) + strict);
@@ -324,7 +327,7 @@ void masked_conv(bool backward, bool is_double, int64_t images, int64_t height, 
                            in_channels,
                            out_channels,
                            down * across,
-                           int64_t(taps.size()),
+                           int64_t(dy.size()),
                            live.data(),
                            dy.data(),
                            dx.data(),

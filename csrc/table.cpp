@@ -47,6 +47,7 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
 constexpr evidens::Kernels kernels = {
-    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, masked_conv, made, philox_uniform, vector_math};
+    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, masked_conv, made, pixelcnn, philox_uniform,
+    vector_math};
 
 }  // namespace EVIDENS_NAMESPACE

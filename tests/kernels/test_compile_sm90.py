@@ -92,6 +92,12 @@ def test_autoregress(compiled, dtype):
     check(compiled, f"autoregress {dtype}", {"autoregress.made_kernel"})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masked_conv(compiled, dtype):
+    names = {"product_kernel", "weight_kernel"}
+    check(compiled, f"masked {dtype}", {f"_masked_conv_products.{name}" for name in names})
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -115,9 +121,12 @@ def main() -> None:
     from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
 
-    autoregress, coupling, gmm, hmm, hmm_plan, philox, spline = (
+    autoregress, coupling, gmm, hmm, hmm_plan, masked, philox, spline = (
         importlib.import_module(f"evidens.kernels.{name}")
-        for name in ("autoregress", "coupling", "gmm", "hmm", "_hmm_plan", "philox", "spline")
+        for name in (
+            *("autoregress", "coupling", "gmm", "hmm", "_hmm_plan", "masked_conv", "philox"),
+            "spline",
+        )
     )
     types = {
         torch.float32: "*fp32",
@@ -263,7 +272,7 @@ def main() -> None:
                 coupling.affine_coupling(x, x, x, None, *rest)
                 coupling.affine_coupling_backward(x, x, x, None, x, x[:, 0], *rest, *all_three)
 
-    def masked(kind, parameters, dtype, activation=1, scale_map=0, inverse=False, **changes):
+    def made(kind, parameters, dtype, activation=1, scale_map=0, inverse=False, **changes):
         """A network of three features and one hidden layer."""
         features = torch.arange(3)
         given = {"levels": 0, "spline_map": 1, "tails": [1], "context": None, "known": None}
@@ -284,16 +293,32 @@ def main() -> None:
         known = torch.ones(37, 3, dtype=torch.bool)
         context = torch.ones(37, 5, dtype=dtype)
         for activation in range(len(ACTIVATIONS)):
-            masked(0, 2, dtype, activation, context=context)
+            made(0, 2, dtype, activation, context=context)
         for scale_map in range(len(SCALE_MAPS)):
             for inverse in (False, True):
-                masked(0, 2, dtype, 1, scale_map, inverse)
+                made(0, 2, dtype, 1, scale_map, inverse)
         for kind, parameters, levels in ((1, 1, 2), (2, 7, 7), (3, 9, 0)):
-            masked(kind, parameters, dtype, levels=levels, known=known)
+            made(kind, parameters, dtype, levels=levels, known=known)
         for spline_map, tails, count in ((1, [1], 3), (2, [2], 4), (1, [0, 1, 2], 5)):
             for inverse in (False, True):
                 words = {"spline_map": spline_map, "tails": tails, "known": known}
-                masked(4, 8 + count, dtype, inverse=inverse, **words)
+                made(4, 8 + count, dtype, inverse=inverse, **words)
+    for name in DTYPES:
+        case, dtype = f"masked {name}", getattr(torch, name)
+        for n, c, o, groups in ((1, 1, 1, 1), (3, 9, 15, 3)):
+            x, weight = torch.ones(n, c, 5, 4, dtype=dtype), torch.ones(o, c, 3, 3, dtype=dtype)
+            given = (list(range(5)), False, groups)
+            for bias in (weight[:, 0, 0, 0], None):
+                y = masked.masked_conv2d(x, weight, bias, *given)
+            masked.masked_conv2d_backward(x, weight, y, *given, True, True, True)
+            x, weight, degrees = (
+                x[:, :, 0, 0],
+                weight[:, :, 0, 0],
+                (torch.arange(c), torch.arange(o)),
+            )
+            y = masked.masked_linear(x, weight, None, *degrees, None, None, False)
+            rest = (*degrees, None, None, True, True, True, True)
+            masked.masked_linear_backward(x, weight, y, *rest)
     for record in done.values():
         print(json.dumps(record))
 

@@ -30,6 +30,7 @@ FLOWS = (  # and test_coupling_transforms.py and test_spline*.py of these
     "spline_coupling",
 )
 SAMPLERS = ("made_noise", "made_sample", "pixelcnn_noise", "pixelcnn_sample")  # and of these
+MASKED = ("masked_conv2d", "masked_linear")  # test_masked_conv_gradients.py
 # Of torch's own ops and of other ops, so there is nothing to register.
 COMPOSITE = ("invertible_linear", "made_noise", "pixelcnn_noise")
 
@@ -88,7 +89,7 @@ def test_meta_tensors_have_shapes_and_no_values(op, case, recwarn):
 
 
 def test_every_public_op_is_listed():
-    assert sorted(ops.__all__) == sorted((*ALL, *SEQUENCES, *FLOWS, *SAMPLERS))
+    assert sorted(ops.__all__) == sorted((*ALL, *SEQUENCES, *FLOWS, *MASKED, *SAMPLERS))
     # A gradient that is an op of its own is not public.
     gradients = {f"{name}_backward" for name in _registry.OPS} & set(_registry.OPS)
     assert {*_registry.OPS, *COMPOSITE} - gradients == set(ops.__all__)

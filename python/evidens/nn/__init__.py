@@ -1,7 +1,8 @@
 """Drop-in ``torch.nn`` modules over the ops: the layers of normalizing flows and their networks.
 
-`MaskedConv2d` and `MaskedLinear` are called as torch's layers are.  A layer of a flow is called as ``layer(x, context) -> (y, logdet)`` and undone by ``layer.inverse(y, context)
--> (x, logdet)``, each with the log-determinant (N,) of the direction taken.
+`MaskedConv2d` and `MaskedLinear` are called as torch's layers are.  A layer of a flow is called as
+``layer(x, context) -> (y, logdet)`` and undone by ``layer.inverse(y, context) -> (x, logdet)``,
+each with the log-determinant (N,) of the direction taken.
 """
 
 from evidens.nn.actnorm import ActNorm

@@ -1,4 +1,4 @@
-"""Masked layers of autoregressive models: a convolution in raster order, a linear layer by degrees."""
+"""Masked layers of autoregressive models: convolutions in raster order, linear ones by degrees."""
 
 from __future__ import annotations
 
@@ -69,9 +69,10 @@ class MaskedConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        given = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        kernel: Any = tuple(given)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = kernel
+        self.kernel_size: tuple[int, int] = kernel
         # Not a buffer: it has no values to learn or to move, and a graph may know it.
         self.mask: Mask = (
             mask if isinstance(mask, str) else tuple(tuple(bool(e) for e in row) for row in mask)

@@ -8,7 +8,54 @@ from torch import Tensor
 from evidens.ops import _checks as checks
 from evidens.reference.masked_conv import Mask, taps_of
 
-__all__ = ["features", "images", "taps"]
+__all__ = ["features", "images", "ready_features", "ready_images", "taps"]
+
+
+def ready_images(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the checks would pass: faster, for the calls whose cost is all overhead."""
+    try:
+        dtype = x.dtype
+        _, c, _, _ = x.shape
+        o, channels, down, across = weight.shape
+        return (
+            (dtype is torch.float32 or dtype is torch.float64)
+            and x.is_cpu
+            and channels == c > 0
+            and o > 0
+            and down % 2 == across % 2 == 1
+            and weight.dtype is dtype
+            and weight.is_cpu
+            and (bias is None or (bias.shape == (o,) and bias.dtype is dtype and bias.is_cpu))
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def ready_features(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *integers: tuple[Tensor | None, int]
+) -> bool:
+    """The same of a linear layer; ``integers``: each with the axis of the weight it goes with."""
+    try:
+        dtype, shape = x.dtype, weight.shape
+        o, i = shape
+        if not (
+            (dtype is torch.float32 or dtype is torch.float64)
+            and x.is_cpu
+            and x.shape[-1] == i > 0
+            and o > 0
+            and weight.dtype is dtype
+            and weight.is_cpu
+            and (bias is None or (bias.shape == (o,) and bias.dtype is dtype and bias.is_cpu))
+        ):
+            return False
+        for t, axis in integers:
+            if t is not None and not (
+                t.dtype is torch.int64 and t.shape == (shape[axis],) and t.is_cpu
+            ):
+                return False
+        return True
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
 
 
 def _like(op: str, name: str, t: Tensor, x: Tensor) -> None:

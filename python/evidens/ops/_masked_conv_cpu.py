@@ -1,4 +1,4 @@
-"""The masked convolution and linear ops on CPU tensors: addresses and strides for ``evidens._C``."""
+"""The masked ops on CPU tensors: addresses and strides for ``evidens._C``."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ _NONE = (0, 0, 0, 0)
 Planes = tuple[int, int, int, int]
 
 
-def _evenly(t: Tensor) -> Tensor:
-    """``t`` (N, C, H, W) with adjacent places or adjacent channels: a view where it is one."""
+def _planes(t: Tensor) -> tuple[Tensor, Planes]:
+    """``t`` (N, C, H, W), or a copy of it, with adjacent places or adjacent channels.
+
+    And its address, with the strides of images, channels and places.
+    """
+    _, channels, height, width = t.shape
+    if t.is_contiguous():
+        places = height * width
+        return t, (t.data_ptr(), channels * places, 1 if channels == 1 else places, 1)
     n, c, h, w = t.stride()
-    channels, height, width = t.shape[1:]
     if height * width <= 1:
-        return t if c == 1 or channels == 1 else t.contiguous()
-    step = w if width > 1 else h
-    even = height == 1 or width == 1 or h == width * w
-    return t if even and (step == 1 or c == 1 or channels == 1) else t.contiguous()
+        even, place = c == 1 or channels == 1, w
+    else:
+        place = w if width > 1 else h
+        even = (height == 1 or width == 1 or h == width * w) and (
+            place == 1 or c == 1 or channels == 1
+        )
+    if not even:
+        return _planes(t.contiguous())
+    return t, (t.data_ptr(), n, 1 if channels == 1 else c, place)
 
 
-def _planes(t: Tensor) -> Planes:
-    """Address, and strides of images, channels and places."""
-    n, c, h, w = t.stride()
-    channels, height, width = t.shape[1:]
-    place = w if width > 1 else h
-    if channels == 1 or height * width == 1:
-        c = 1  # whatever the tensor says
-    return t.data_ptr(), n, c, place
+def _contiguous_planes(t: Tensor, channels: int, places: int) -> Planes:
+    return t.data_ptr(), channels * places, 1 if channels == 1 else places, 1
 
 
 def _address(t: Tensor | None) -> int:
@@ -41,7 +46,8 @@ def _address(t: Tensor | None) -> int:
 def masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: list[int], strict: bool, groups: int
 ) -> Tensor:
-    x, weight = _evenly(x), weight.contiguous()
+    x, planes = _planes(x)
+    weight = weight.contiguous()
     if bias is not None:
         bias = bias.contiguous()
     n, c, h, w = x.shape
@@ -60,10 +66,10 @@ def masked_conv2d(
         taps,
         groups,
         strict,
-        _planes(x),
+        planes,
         weight.data_ptr(),
         _address(bias),
-        _planes(y),
+        _contiguous_planes(y, o, h * w),
         _NONE,
         0,
         0,
@@ -82,7 +88,7 @@ def masked_conv2d_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, grad_y = _evenly(x), weight.contiguous(), _evenly(grad_y)
+    (x, planes), (grad_y, grad_planes), weight = _planes(x), _planes(grad_y), weight.contiguous()
     n, c, h, w = x.shape
     o, _, down, across = weight.shape
     whole = n * h * w > 0
@@ -103,11 +109,11 @@ def masked_conv2d_backward(
         taps,
         groups,
         strict,
-        _planes(x),
+        planes,
         weight.data_ptr(),
         0,
-        _planes(grad_y),
-        _planes(grad_x) if need_x else _NONE,
+        grad_planes,
+        _contiguous_planes(grad_x, c, h * w) if need_x else _NONE,
         grad_weight.data_ptr() if need_weight else 0,
         grad_bias.data_ptr() if need_bias else 0,
     )
@@ -121,8 +127,20 @@ def _rows(t: Tensor) -> Tensor:
     return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous()
 
 
-def _ordered(t: Tensor, order: Tensor | None) -> Tensor:
-    return _rows(t) if order is None else t.index_select(1, order)
+def _ordered(t: Tensor, order: Tensor | None, name: str) -> Tensor:
+    if order is None:
+        return _rows(t)
+    try:
+        return t.index_select(1, order)
+    except (IndexError, RuntimeError):
+        raise _no_order(name) from None
+
+
+def _no_order(name: str) -> ValueError:
+    return ValueError(
+        f"evidens.masked_linear: {name}_order must put {name}_degrees into rising order and name "
+        f"each of them once; torch.argsort({name}_degrees, stable=True) is one"
+    )
 
 
 def _linear(
@@ -140,8 +158,8 @@ def _linear(
 ) -> None:
     """Calls the kernel, which reads its input in the order of the degrees and writes in any."""
     in_order, out_order = orders
-    given = _ordered(x, in_order)
-    other = _ordered(y, out_order) if backward else y
+    given = _ordered(x, in_order, "in")
+    other = _ordered(y, out_order, "out") if backward else y
     ok = library.masked_linear(
         backward,
         x.dtype is torch.float64,
@@ -168,10 +186,7 @@ def _linear(
     # Without an order the degrees must be rising: only now is one looked for.
     place, name = (0, "in") if ok == 1 else (1, "out")
     if orders[place] is not None:
-        raise ValueError(
-            f"evidens.masked_linear: {name}_order must put {name}_degrees into rising order and "
-            f"name each of them once; torch.argsort({name}_degrees, stable=True) is one"
-        )
+        raise _no_order(name)
     orders[place] = torch.argsort(degrees[place], stable=True)
     _linear(backward, orders, degrees, strict, x, weight, bias, y, grad_x, grad_weight, grad_bias)
 

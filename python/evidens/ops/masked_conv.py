@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evidens.ops import _checks as checks
@@ -171,6 +170,15 @@ _linear_backward = _registry.Op(
 )
 
 
+def _widened(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    if bias is None:
+        return *checks.widen(op, ("x", x), ("weight", weight)), None
+    a, b, c = checks.widen(op, ("x", x), ("weight", weight), ("bias", bias))
+    return a, b, c
+
+
 # --- public --------------------------------------------------------------------------------------
 
 
@@ -214,13 +222,12 @@ def masked_conv2d(
                   [2., 4., 3.]]]])
     """
     op = "masked_conv2d"
-    named = [(name, t) for name, t in (("x", x), ("weight", weight), ("bias", bias))
-             if t is not None]  # fmt: skip
-    x, weight, *rest = checks.widen(op, *named)
-    bias = rest[0] if rest else None
-    given.images(op, x, weight, bias)
+    if not given.ready_images(x, weight, bias):
+        x, weight, bias = _widened(op, x, weight, bias)
+        given.images(op, x, weight, bias)
     taps, strict = given.taps(op, mask, weight, groups)
-    return _conv(x, weight, bias, taps, strict, groups)  # type: ignore[no-any-return]
+    y: Tensor = _conv(x, weight, bias, taps, strict, groups)
+    return y
 
 
 def masked_linear(
@@ -270,12 +277,11 @@ def masked_linear(
         tensor([  1.,  11., 111.])
     """
     op = "masked_linear"
-    named = [(name, t) for name, t in (("x", x), ("weight", weight), ("bias", bias))
-             if t is not None]  # fmt: skip
-    x, weight, *rest = checks.widen(op, *named)
-    bias = rest[0] if rest else None
-    orders = {"in_order": in_order, "out_order": out_order}
-    given.features(op, x, weight, bias, in_degrees, out_degrees, orders)
+    integers = (in_degrees, 1), (out_degrees, 0), (in_order, 1), (out_order, 0)
+    if not given.ready_features(x, weight, bias, *integers):
+        x, weight, bias = _widened(op, x, weight, bias)
+        orders = {"in_order": in_order, "out_order": out_order}
+        given.features(op, x, weight, bias, in_degrees, out_degrees, orders)
     flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     y: Tensor = _linear(flat, weight, bias, in_degrees, out_degrees, in_order, out_order, strict)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
