@@ -5,6 +5,7 @@
 #include "coupling.h"
 #include "gmm.h"
 #include "hmm.h"
+#include "logistic_mixture.h"
 #include "philox_params.h"
 #include "spline.h"
 
@@ -19,6 +20,7 @@ struct Kernels {
   const CouplingKernel *coupling;
   const ActNormKernel *actnorm;
   const SplineKernel *spline;
+  const LogisticMixtureKernel *logistic_mixture;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

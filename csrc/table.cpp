@@ -9,6 +9,7 @@ extern const evidens::HmmKernel hmm[2];
 extern const evidens::CouplingKernel coupling[2];
 extern const evidens::ActNormKernel actnorm[2];
 extern const evidens::SplineKernel spline[2];
+extern const evidens::LogisticMixtureKernel logistic_mixture[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -44,6 +45,6 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
 constexpr evidens::Kernels kernels = {
-    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, philox_uniform, vector_math};
+    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, logistic_mixture, philox_uniform, vector_math};
 
 }  // namespace EVIDENS_NAMESPACE

@@ -18,6 +18,7 @@ from evidens.ops.hmm import (
     hmm_sample_paths,
     hmm_viterbi,
 )
+from evidens.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
 from evidens.ops.philox import philox_uniform
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
@@ -35,6 +36,8 @@ __all__ = [
     "hmm_sample_paths",
     "hmm_viterbi",
     "invertible_linear",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_sample",
     "philox_uniform",
     "rational_quadratic_spline",
     "spline_coupling",
