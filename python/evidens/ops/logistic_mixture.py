@@ -313,6 +313,5 @@ def logistic_mixture_sample(
 def _known(x: Tensor) -> bool:
     """Whether the numbers of a tensor can be looked at here."""
     return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        torch._C._len_torch_dispatch_stack() or torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
