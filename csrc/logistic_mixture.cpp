@@ -167,7 +167,7 @@ void draw(int64_t first, int64_t count, const LogisticMixtureParams &p, const Lo
       mean += tanh<double>(plane((1 + step * coefficient + 2) * mixtures)) * values[j];
     }
     const Lanes scale = exp<double>(max<double>(broadcast<double>(p.min_log_scale), plane(own + mixtures)));
-    const Lanes u = load(uniforms[1 + c]), v = mean + scale * (log<double>(u) - log1p<double>(-u));
+    const Lanes u = load(uniforms[1 + c]), v = mean + scale * (log<double>(u) - log<double>(1. - u));  // 1 - u is exact
     const Lanes clamped =
         max<double>(broadcast<double>(-1.), min<double>(broadcast<double>(last + 1), (v + 1.) * (last / 2)));
     const Lanes level = max<double>(Lanes{}, min<double>(broadcast<double>(last), floor(clamped + 0.5)));

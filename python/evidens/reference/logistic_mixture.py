@@ -147,7 +147,7 @@ def logistic_mixture_sample(
     ``step0 + i`` and the row ``row0 + n``; column 0 chooses the term by its cumulative weight,
     column 1 + c is the logistic's inverse distribution function of channel c.
     """
-    n, p, height, width = params.shape
+    n, _, height, width = params.shape
     terms = split(params.double(), channels)
     m = terms.logits.shape[1]
     u = params.new_zeros((n, 1 + channels, height * width), dtype=torch.float64)
@@ -167,7 +167,8 @@ def logistic_mixture_sample(
         if (t := terms.coefficients) is not None:
             for j, coefficient in enumerate(((), (0,), (1, 2))[c]):
                 mean = mean + t[:, coefficient].gather(1, chosen)[:, 0] * value(drawn[j], levels)
-        v = mean + torch.exp(log_scale) * (u[:, 1 + c].log() - torch.log1p(-u[:, 1 + c]))
+        own = u[:, 1 + c]
+        v = mean + torch.exp(log_scale) * (own.log() - (1 - own).log())  # 1 - own is exact
         level = torch.floor((v + 1) * ((levels - 1) / 2) + 0.5).clamp(0, levels - 1)
         bad = bad | level.isnan()
         drawn.append(level)
