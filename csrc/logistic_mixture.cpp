@@ -23,7 +23,7 @@ template <class T> void plan(const LogisticMixtureParams &p, LogisticMixturePlan
   plan.in_unit = in_unit < 1 ? 1 : in_unit;
   plan.units = (all + plan.in_unit - 1) / plan.in_unit;
   // Of a block: what the tile keeps, and copies of what does not lie as it must.
-  const int64_t kept = 1 + 2 * p.mixtures + planes(p), copied = p.channels + 2 * planes(p) + 2;
+  const int64_t kept = kPlanes + 2 * p.mixtures + planes(p), copied = p.channels + 2 * planes(p) + 2;
   plan.worker_bytes = (kept + copied) * plan.block * int64_t(sizeof(T));
 }
 
@@ -68,7 +68,7 @@ template <class T, int C, bool Gradient>
 void run(int64_t unit, const LogisticMixtureParams &p, const LogisticMixturePlan &plan, void *worker) {
   constexpr int64_t W = width<T>;
   const Constants<T> k = constants<T>(p);
-  T *scratch = static_cast<T *>(worker), *copies = scratch + (1 + 2 * p.mixtures + planes(p)) * plan.block;
+  T *scratch = static_cast<T *>(worker), *copies = scratch + (kPlanes + 2 * p.mixtures + planes(p)) * plan.block;
   const bool adjacent = p.place == 1 && p.x_place == 1 && (!Gradient || p.grad_place == 1);
   const bool past_cache =
       Gradient && p.grad_row % W == 0 && p.grad_plane % W == 0 && on_a_vector(skip<T>(p.grad_params, 0));

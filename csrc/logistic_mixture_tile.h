@@ -1,12 +1,12 @@
 // Vectors of pixels through the discretized mixture of logistics; lanes are pixels.
 //
-// The mass of an inner bin with the ends a < b, in units of the scale, is
-//   (1 - exp(a - b)) / ((1 + exp(a)) (1 + exp(-b))),
-// and by symmetry the pixel may be taken as right of the mean.  Only what is not positive is
-// exponentiated: where a > 0, it goes to the logarithm and leaves 1 + exp(-a).  A term of the mixture
-// is then 2^linear * factor, whose factor lies within 2^-80 and 1 (double 2^-165) for three channels,
-// so that logarithms are taken once a pixel, not once a bin.  A bin at the end of the levels is the
-// same without the open end.
+// Let P be the distance from the mean and q half the bin, in units of the scale, X = exp(-P) and
+// Q = exp(-q).  The logistic function at the near end a = P - q and the far end b = P + q of a bin is
+//   sigmoid(a) = Q / (Q + X),   sigmoid(-b) = X Q / (1 + X Q),
+// and the mass of the bin
+//   exp(-max(a, 0)) max(X, Q) (1 - Q^2) / ((Q + X) (1 + X Q)).
+// The first and the last bin lack one end.  So a term of the mixture is 2^linear * factor, where no
+// factor can overflow or underflow: logarithms are taken once a pixel, not once a bin.
 #pragma once
 #include "logistic_mixture.h"
 #include "simd.h"
@@ -18,8 +18,9 @@ namespace {
 using namespace evidens;
 
 template <class T> struct Limit;
-template <> struct Limit<float> { static constexpr float bits = 125, small = 0x1p-24f; };
-template <> struct Limit<double> { static constexpr double bits = 1021, small = 0x1p-53; };
+// 2^-bits is normal, 1 + small is 1, and 2^-far is nothing beside 1.
+template <> struct Limit<float> { static constexpr float bits = 125, small = 0x1p-24f, far = 36; };
+template <> struct Limit<double> { static constexpr double bits = 1021, small = 0x1p-53, far = 300; };
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 
 // 2^t = scale (1 + excess) for t within the exponents of normal numbers; keeps NaN.
@@ -66,57 +67,69 @@ template <class T> EVIDENS_INLINE Vec<Int<T>> is_level(Vec<T> x, const Constants
   return (x >= T(0)) & (x <= k.last) & ((x + magic<T>)-magic<T> == x);
 }
 
-// One channel of a vector of pixels.
+// One channel of a vector of pixels: its value in [-1, 1], and which of the levels it is.
 template <class T> struct Level {
-  Vec<T> v;           // value in [-1, 1]
-  Vec<Int<T>> inner;  // whether it is neither the first nor the last level
-  Vec<Int<T>> turns;  // sign bit: turned about the mean where it lies left of it
-  Vec<Int<T>> first;  // sign bit: turned wherever it lies, so that the open end is on the right
+  Vec<T> v;
+  Vec<Int<T>> inner, last;
 };
 template <class T> EVIDENS_INLINE Level<T> level(Vec<T> x, const Constants<T> &k) {
-  const Vec<Int<T>> first = x == T(0), inner = ~(first | (x == k.last));
-  return {((x + x) - k.last) / k.last, inner, inner & k.sign, first & k.sign};
+  const Vec<Int<T>> first = x == T(0), last = x == k.last;
+  return {((x + x) - k.last) / k.last, ~(first | last), last};
 }
 
-// A bin under a logistic: its mass is 2^linear factor / divisor.
+// A bin under a logistic: its mass is 2^linear factor / (near far), and what its slopes need.
 template <class T> struct Bin {
-  Vec<T> linear, factor, divisor;
-  Vec<T> mean, log_scale;  // derivatives of log(mass)
+  Vec<T> linear, factor, near, far;
+  Vec<T> whole;                      // factor without max(X, Q)
+  Vec<T> inverse, p, q, big_q, x_q;  // P, q in bits; Q and X Q
+  Vec<Int<T>> sign, inner, small, left, right;
 };
-template <class T, bool Gradient>
-EVIDENS_INLINE Bin<T> bin(const Level<T> &x, Vec<T> mean, Vec<T> raw_log_scale, const Constants<T> &k) {
-  const T big = Float<T>::largest / 16;
+template <class T> EVIDENS_INLINE Bin<T> bin(const Level<T> &x, Vec<T> mean, Vec<T> raw_log_scale,
+                                             const Constants<T> &k) {
+  typedef Limit<T> L;
   const Vec<T> one = broadcast<T>(T(1)), zero = {};
   const Vec<T> exponent = max<T>(broadcast<T>(k.least), raw_log_scale) * T(kLog2E);
-  const Power<T> scale = power<T>(max<T>(broadcast<T>(-Limit<T>::bits), -exponent));
-  const Vec<T> inverse = scale.scale + scale.scale * scale.excess;
-  const Vec<T> bits = inverse * T(kLog2E), q = bits * k.half, c = x.v - mean;
-  const Vec<Int<T>> turn = ((Vec<Int<T>>)c & x.turns) | x.first;
-  const Vec<T> turned = (Vec<T>)((Vec<Int<T>>)c ^ turn) * bits;
-  const Vec<T> p = max<T>(broadcast<T>(-big), min<T>(broadcast<T>(big), turned));
-  // Of the ends a = p - q and b = p + q only a is there at the last level.
-  const Vec<T> a = p - q, b = p + q, width = q + q;
-  const Vec<T> ea = decayed<T>(abs<T>(a)), eb = where<T>(x.inner, decayed<T>(b));
-  const Decay<T> between = decay<T>(width);
-  // A width that is nothing beside 1 goes to the logarithm.
-  const Vec<Int<T>> small = x.inner & (width < Limit<T>::small);
-  const Vec<T> factor = x.inner & ~small ? between.lost : one;
+  const Power<T> scale = power<T>(max<T>(broadcast<T>(-L::bits), -exponent));
+  const Vec<T> c = x.v - mean;
+  const Vec<Int<T>> mirrored = ((Vec<Int<T>>)c >> (8 * sizeof(T) - 1)) ^ x.last;
   Bin<T> r;
-  r.linear = where<T>(small, k.log2_step - exponent) - max<T>(zero, a);
-  r.factor = factor;
-  r.divisor = (T(1) + ea) * (T(1) + eb);
-  if constexpr (Gradient) {
-    const Vec<T> all = T(1) / (r.divisor * factor), rest = all * factor;
-    const Vec<T> lower = (a >= zero ? one : ea) * (T(1) + eb) * rest;  // sigmoid(a)
-    const Vec<T> upper = eb * (T(1) + ea) * rest;                      // sigmoid(-b)
-    const Vec<T> by_width = small ? one : where<T>(x.inner, width * T(kLn2) * between.left * (all * r.divisor));
-    r.mean = (Vec<T>)((Vec<Int<T>>)(inverse * (lower - upper)) ^ turn);
-    r.log_scale = (a * lower - b * upper) * T(kLn2) - by_width;
-    r.log_scale = raw_log_scale < k.least ? zero : r.log_scale;
-    r.factor = factor * rest;
-    r.divisor = one;
-  }
+  r.inverse = scale.scale + scale.scale * scale.excess;
+  const Vec<T> bits = r.inverse * T(kLog2E);
+  r.p = min<T>(broadcast<T>(Float<T>::largest / 16), abs<T>(c) * bits);
+  r.q = bits * k.half;
+  r.sign = (Vec<Int<T>>)c & k.sign;
+  r.inner = x.inner;
+  // In a bin far wider than the scale only the end nearby counts: both are moved towards it.
+  const Vec<T> q = min<T>(broadcast<T>(L::far), r.q), t = r.p - (r.q - q);
+  r.left = (x.inner | mirrored), r.right = x.inner | ~mirrored;
+  const Vec<T> big_x = weight<T>(max<T>(zero, t));
+  const Decay<T> half = decay<T>(q);
+  r.big_q = half.left;
+  r.x_q = big_x * half.left;
+  // A width that is nothing beside 1 goes to the logarithm.
+  r.small = x.inner & (r.q < L::small / 2);
+  r.whole = x.inner & ~r.small ? half.lost * (T(1) + half.left) : one;
+  r.factor = r.left ? r.whole * max<T>(half.left, big_x) : r.whole;
+  r.near = r.left ? half.left + big_x : one;
+  r.far = r.right ? T(1) + r.x_q : one;
+  r.linear = where<T>(r.small, k.log2_step - exponent) - where<T>(r.left, max<T>(zero, r.p - r.q));
+  r.left &= t >= zero;
+  const Vec<Int<T>> narrow = r.q <= L::far;
+  r.right &= narrow;
+  r.inner &= narrow;
   return r;
+}
+
+// Derivatives of log(mass) in mean and log scale.
+template <class T> struct Slopes { Vec<T> mean, log_scale; };
+template <class T>
+EVIDENS_INLINE Slopes<T> slopes(const Bin<T> &b, Vec<T> raw_log_scale, const Constants<T> &k) {
+  const Vec<T> one = broadcast<T>(T(1)), ends = b.near * b.far, all = one / (ends * b.whole), rest = b.whole * all;
+  const Vec<T> lower = where<T>(b.left, b.big_q * b.far * rest), upper = where<T>(b.right, b.x_q * b.near * rest);
+  const Vec<T> width = where<T>(b.inner, b.q * T(2 * kLn2) * b.big_q * b.big_q * (ends * all));
+  const Vec<T> log_scale = ((b.p - b.q) * lower - (b.p + b.q) * upper) * T(kLn2) - (b.small ? one : width);
+  return {(Vec<T>)((Vec<Int<T>>)(b.inverse * (lower - upper)) ^ b.sign),
+          raw_log_scale < k.least ? Vec<T>{} : log_scale};
 }
 
 // Where a block of pixels lies; distances are between planes, pixels are adjacent.
@@ -134,62 +147,81 @@ template <class T> struct Pixels {
 
 constexpr int kMaxVectors = 8;  // of a block
 
-// A block, a multiple of the width.  Scratch: a plane of the block for the greatest logits, 2 M for
-// the terms, and backward P - M for derivatives.
+// The coefficients of a term: what they add to the means of green and blue, and what the slopes of
+// these means are multiplied by for their own.
+template <class T, bool Gradient>
+EVIDENS_INLINE void couple(const T *raw, int64_t step, int64_t ahead, Vec<T> red, Vec<T> green, const Constants<T> &k,
+                           T *shifts, int64_t pixels, T *slopes, int64_t slope_step) {
+  Vec<T> t[3];
+#pragma GCC unroll 3
+  for (int j = 0; j < 3; ++j) {
+    const Vec<T> r = load(raw + j * step);
+    __builtin_prefetch(raw + j * step + ahead);
+    const Decay<T> d = decay<T>(abs<T>(r) * T(2 * kLog2E));
+    const Vec<T> part = T(1) / (T(1) + d.left);
+    t[j] = (Vec<T>)((Vec<Int<T>>)(d.lost * part) | ((Vec<Int<T>>)r & k.sign));  // tanh
+    if constexpr (Gradient) store(slopes + j * slope_step, (j == 2 ? green : red) * (d.left * T(4) * part * part));
+  }
+  store(shifts + pixels, t[0] * red);
+  store(shifts + 2 * pixels, t[1] * red + t[2] * green);
+}
+
+// Planes of the block that the tile keeps: five, two for each term, and backward the derivatives.
+constexpr int64_t kPlanes = 5;
+
+// A block, a multiple of the width.  Loops are over pixels within, so that what one vector waits for
+// is filled by the next.
 template <class T, int C, bool Gradient>
 static void block_of_pixels(const Pixels<T> &at, int64_t pixels, const LogisticMixtureParams &p, T *scratch) {
   constexpr int W = width<T>;
   constexpr int Kinds = C == 1 ? 2 : 3;
   const Constants<T> k = constants<T>(p);
-  const int64_t mixtures = p.mixtures;
-  T *greatest = scratch, *linears = greatest + pixels, *factors = linears + mixtures * pixels,
-    *slopes = factors + mixtures * pixels;
-  Level<T> levels[kMaxVectors][C];
+  const int64_t mixtures = p.mixtures, next = mixtures * at.plane;  // from one kind of parameter to the next
+  T *greatest = scratch, *divisors = greatest + pixels, *shifts = divisors + pixels,
+    *linears = scratch + kPlanes * pixels, *factors = linears + mixtures * pixels,
+    *derivatives = factors + mixtures * pixels;
+  Level<T> levels[C][kMaxVectors];
   for (int64_t i = 0; i < pixels; i += W) {
-    for (int c = 0; c < C; ++c) levels[i / W][c] = level<T>(load(at.x + c * at.x_plane + i), k);
+    for (int c = 0; c < C; ++c) levels[c][i / W] = level<T>(load(at.x + c * at.x_plane + i), k);
     Vec<T> z = load(at.params + i);
     for (int64_t m = 1; m < mixtures; ++m) z = max<T>(z, load(at.params + m * at.plane + i));
     store(greatest + i, z);
   }
   for (int64_t m = 0; m < mixtures; ++m) {
-    for (int64_t i = 0; i < pixels; i += W) {
-      const Level<T> *x = levels[i / W];
-      const T *from = at.params + m * at.plane + i;
-      const int64_t next = mixtures * at.plane;  // from one kind of parameter to the next
-      Vec<T> linear = (load(from) - load(greatest + i)) * T(kLog2E), t[3], slope[3];
-      if constexpr (C == 3) {
-        for (int j = 0; j < 3; ++j) {  // tanh
-          const Vec<T> raw = load(from + (Kinds * (j + 1)) * next);
-          const Decay<T> d = decay<T>(abs<T>(raw) * T(2 * kLog2E));
-          const Vec<T> part = T(1) / (T(1) + d.left);
-          t[j] = (Vec<T>)((Vec<Int<T>>)(d.lost * part) | ((Vec<Int<T>>)raw & k.sign));
-          if constexpr (Gradient) slope[j] = d.left * T(4) * part * part;
-        }
-      }
-      Vec<T> factor = broadcast<T>(T(1)), divisor = factor;
-#pragma GCC unroll 3
-      for (int c = 0; c < C; ++c) {
-        const T *own = from + (1 + Kinds * c) * next;
-        Vec<T> mean = load(own);
-        if (c == 1) mean += t[0] * x[0].v;
-        if (c == 2) mean += t[1] * x[0].v + t[2] * x[1].v;
-        const Bin<T> b = bin<T, Gradient>(x[c], mean, load(own + next), k);
-        linear += b.linear;
-        factor *= b.factor;
-        if constexpr (!Gradient) divisor *= b.divisor;
+    const T *logits = at.params + m * at.plane;
+    T *linear = linears + m * pixels, *factor = factors + m * pixels, *derivative = derivatives + m * pixels;
+    const int64_t step = mixtures * pixels;
+    // The next term, or the first of the next block: more streams than the hardware follows.
+    const int64_t ahead = m + 1 < mixtures ? at.plane : pixels - m * at.plane;
+    if constexpr (C == 3)
+      for (int64_t i = 0; i < pixels; i += W)
+        couple<T, Gradient>(logits + 3 * next + i, 3 * next, ahead, levels[0][i / W].v, levels[1][i / W].v, k,
+                            shifts + i, pixels, derivative + 2 * step + i, 3 * step);
+    for (int c = 0; c < C; ++c) {
+      const T *own = logits + (1 + Kinds * c) * next;
+      T *slope = derivative + Kinds * c * step;
+      for (int64_t i = 0; i < pixels; i += W) {
+        const Vec<T> mean = load(own + i), raw = load(own + next + i);
+        __builtin_prefetch(own + ahead + i);
+        __builtin_prefetch(own + next + ahead + i);
+        const Bin<T> b = bin<T>(levels[c][i / W], c == 0 ? mean : mean + load(shifts + c * pixels + i), raw, k);
+        const Vec<T> first = (load(logits + i) - load(greatest + i)) * T(kLog2E), one = broadcast<T>(T(1));
+        store(linear + i, b.linear + (c == 0 ? first : load(linear + i)));
+        const Vec<T> divisor = b.near * b.far * (c == 0 ? one : load(divisors + i));
+        const Vec<T> product = b.factor * (c == 0 ? one : load(factor + i));
+        store(divisors + i, divisor);
+        store(factor + i, c == C - 1 ? product / divisor : product);
         if constexpr (Gradient) {
-          T *to = slopes + (Kinds * c * mixtures + m) * pixels + i;
-          store(to, b.mean);
-          store(to + mixtures * pixels, b.log_scale);
-          if (c == 1) store(slopes + (2 * mixtures + m) * pixels + i, b.mean * x[0].v * slope[0]);
+          const Slopes<T> d = slopes<T>(b, raw, k);
+          store(slope + i, d.mean);
+          store(slope + step + i, d.log_scale);
+          if (c == 1) store(derivative + 2 * step + i, d.mean * load(derivative + 2 * step + i));
           if (c == 2) {
-            store(slopes + (5 * mixtures + m) * pixels + i, b.mean * x[0].v * slope[1]);
-            store(slopes + (8 * mixtures + m) * pixels + i, b.mean * x[1].v * slope[2]);
+            store(derivative + 5 * step + i, d.mean * load(derivative + 5 * step + i));
+            store(derivative + 8 * step + i, d.mean * load(derivative + 8 * step + i));
           }
         }
       }
-      store(linears + m * pixels + i, linear);
-      store(factors + m * pixels + i, Gradient ? factor : factor / divisor);
     }
   }
   for (int64_t i = 0; i < pixels; i += W) {
@@ -218,7 +250,7 @@ static void block_of_pixels(const Pixels<T> &at, int64_t pixels, const LogisticM
         T *to = at.grad_params + m * at.grad_plane + i;
         put(to, share - load(linears + m * pixels + i) * by_prior, at.past_cache);
         for (int64_t j = 0; j < Kinds * C; ++j) {
-          const Vec<T> d = load(slopes + (j * mixtures + m) * pixels + i);
+          const Vec<T> d = load(derivatives + (j * mixtures + m) * pixels + i);
           put(to + (1 + j) * mixtures * at.grad_plane, d * share, at.past_cache);
         }
       }

@@ -116,6 +116,8 @@ def bounds(case: Mixture, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if grad is None:
         return value, value
     g = grad.double()[:, None].abs()
+    # A logistic function below this may be taken as 0.
+    nothing = 2.0**-36 if case.params.dtype is torch.float32 else 2.0**-300
     relative = term + value[:, None] + 8 * eps
     # A share of nearly nothing may be taken as nothing.
     share, doubt = (posterior * g)[:, None], (posterior * g * relative + eps**2 * g)[:, None]
@@ -127,6 +129,7 @@ def bounds(case: Mixture, grad: Tensor | None = None) -> tuple[Tensor, Tensor]:
         (lower + upper + bend) * shift
         + 8 * eps * (a.abs() * lower + b.abs() * upper + by_width)
         + by_width * (1 + 2 * q) * exponent
+        + (a.abs() + b.abs()) * nothing
         + shift**2
     )
     parts = [share * slope_doubt + doubt * slope, share * scale_doubt + doubt * scale]

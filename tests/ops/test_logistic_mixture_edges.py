@@ -48,7 +48,11 @@ def test_extreme_parameters_give_numbers(mean, log_scale, dtype):
     (slopes,) = torch.autograd.grad(y.sum(), params)
     assert slopes.isfinite().all()
     want = reference.logistic_mixture_log_prob(x, params.double())
-    assert_within(y, want.clamp(min=-torch.finfo(dtype).max / 16), 1e-5 * want.abs() + 1e-5)
+    most = torch.finfo(dtype).max / 16
+    assert_within(y, want.clamp(min=-most), 1e-5 * want.abs() + 1e-5)
+    ones = torch.ones(y.shape, dtype=torch.float64)
+    slope = reference.logistic_mixture_log_prob_backward(x, params.double(), ones)
+    assert_within(slopes, slope.clamp(-most, most), 1e-4 * slope.abs() + 1e-4)
 
 
 @each_dtype
@@ -214,7 +218,7 @@ def test_every_level_agrees_with_the_reference(level):
     assert evidens.info()["isa"]["chosen"] == {level!r}
     for dtype in DTYPES:
         for channels in CHANNELS:
-            for size in ((1, 1, 1), (2, 3, 9), (1, 8, 16), (2, 33, 31)):
+            for size in ((1, 1, 1), (2, 3, 9), (1, 8, 16)):
                 for m in (1, 10):
                     case = mixture(size[0], channels, *size[1:], m, dtype=dtype)
                     check(case)
