@@ -26,11 +26,11 @@ Shape = tuple[int, int, int]
 def needs(shape: Shape, backward: bool = False) -> Needs:
     """Least work: levels, parameters and results once through memory, and the exponentials.
 
-    A bin takes four, for its scale, its width and both ends; a coefficient one; a term two.
+    A bin takes three, for its scale, its width and its distance; a coefficient one; a term two.
     """
     n, side, m = shape
     pixels = n * side * side
-    words, exps = 3 + 10 * m + 1, m * (3 * 4 + 3 + 2) + 2
+    words, exps = 3 + 10 * m + 1, m * (3 * 3 + 3 + 2) + 2
     if backward:
         words, exps = 2 * words + 10 * m, 2 * exps
     return Needs(0.0, 4.0 * pixels * words, float(pixels * exps))

@@ -63,10 +63,6 @@ template <class T> EVIDENS_INLINE Constants<T> constants(const LogisticMixturePa
           (Vec<Int<T>>)broadcast<T>(T(-0.0))};
 }
 
-template <class T> EVIDENS_INLINE Vec<Int<T>> is_level(Vec<T> x, const Constants<T> &k) {
-  return (x >= T(0)) & (x <= k.last) & ((x + magic<T>)-magic<T> == x);
-}
-
 // One channel of a vector of pixels: its value in [-1, 1], and which of the levels it is.
 template <class T> struct Level {
   Vec<T> v;
@@ -99,7 +95,7 @@ template <class T> EVIDENS_INLINE Bin<T> bin(const Level<T> &x, Vec<T> mean, Vec
   r.q = bits * k.half;
   r.sign = (Vec<Int<T>>)c & k.sign;
   r.inner = x.inner;
-  // In a bin far wider than the scale only the end nearby counts: both are moved towards it.
+  // Of a bin far wider than the scale at most one end counts: P and q are taken less by the same.
   const Vec<T> q = min<T>(broadcast<T>(L::far), r.q), t = r.p - (r.q - q);
   r.left = (x.inner | mirrored), r.right = x.inner | ~mirrored;
   const Vec<T> big_x = weight<T>(max<T>(zero, t));

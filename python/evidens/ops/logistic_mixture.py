@@ -137,6 +137,33 @@ _sample = _registry.Op(
 # --- arguments -----------------------------------------------------------------------------------
 
 
+def _ready(x: Tensor, params: Tensor, levels: int, min_log_scale: float) -> bool:
+    """Whether the checks would pass and change nothing: 3 us faster, for small calls."""
+    try:
+        n, c, h, w = x.shape
+        rows, p, height, width = params.shape
+        dtype = params.dtype
+        return (
+            (dtype is torch.float32 or dtype is torch.float64)
+            and x.dtype is dtype
+            and x.is_cpu
+            and params.is_cpu
+            and n == rows
+            and h == height
+            and w == width
+            and (c == 1 or c == 3)
+            and p > 0
+            and p % (3 if c == 1 else 10) == 0
+            and type(levels) is int
+            and 2 <= levels <= _MOST_LEVELS
+            and type(min_log_scale) is float
+            and -_LARGEST_LOG_SCALE <= min_log_scale <= _LARGEST_LOG_SCALE
+            and not x.requires_grad
+        )
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
 def _options(op: str, levels: int, min_log_scale: float) -> tuple[int, float]:
     try:
         levels, min_log_scale = operator.index(levels), float(min_log_scale)
@@ -213,6 +240,8 @@ def logistic_mixture_log_prob(
         tensor([[[-1.3104, -6.2460, -1.3104]]])
     """
     op = "logistic_mixture_log_prob"
+    if _ready(x, params, levels, min_log_scale):
+        return _log_prob(x, params, levels, min_log_scale)
     levels, min_log_scale = _options(op, levels, min_log_scale)
     (params,) = checks.widen(op, ("params", params))
     if not isinstance(x, Tensor) or x.is_complex():
@@ -278,6 +307,8 @@ def logistic_mixture_sample(
         >>> import torch, evidens
         >>> params = torch.tensor([0.0, 0.5, -3.0]).view(1, 3, 1, 1).expand(1, 3, 2, 3)
         >>> evidens.ops.logistic_mixture_sample(params, channels=1, seed=0)
+        tensor([[[[198, 219, 205],
+                  [180, 190, 211]]]])
     """
     op = "logistic_mixture_sample"
     levels, min_log_scale = _options(op, levels, min_log_scale)
