@@ -147,6 +147,32 @@ def _spline(job: dict) -> dict:
     }
 
 
+def _logistic_mixture(job: dict) -> dict:
+    import torch
+
+    from .mixture_images import image_arguments
+
+    torch.set_num_threads(job["threads"])
+    if job["provider"] == "evidens":
+        from evidens.ops import logistic_mixture_log_prob as function
+    else:
+        from .torch_logistic_mixture import log_prob as function
+    for n in (1, job["n"]):
+        x, params = image_arguments(n, job["side"], job["mixtures"])
+        params.requires_grad_()
+        with _Peak() as memory:
+            started = time.perf_counter()
+            value = function(x, params)
+            (slopes,) = torch.autograd.grad(value.sum(), params)
+            seconds = time.perf_counter() - started
+    return {
+        "mb": (memory.peak - memory.before - slopes.nbytes) / MB,
+        "seconds": seconds,
+        "how": memory.how,
+        "norms": [float(array.detach().double().norm()) for array in (value, slopes)],
+    }
+
+
 def measure_peak(provider: str, n: int, d: int, k: int, init: str, threads: int) -> dict:
     """Peak of ``fit`` in MB beyond X for a diagonal float32 mixture, two iterations.
 
@@ -171,6 +197,17 @@ def measure_spline_peak(provider: str, n: int, d: int, bins: int, threads: int) 
     return _measure(dict(work="spline", provider=provider, n=n, d=d, bins=bins, threads=threads))
 
 
+def measure_logistic_mixture_peak(
+    provider: str, n: int, side: int, mixtures: int, threads: int
+) -> dict:
+    """Peak of the loss and its gradient in MB beyond the arguments and their gradients, float32.
+
+    ``provider`` is "evidens" or "torch", which is ``torch_logistic_mixture``.
+    """
+    job = dict(provider=provider, n=n, side=side, mixtures=mixtures, threads=threads)
+    return _measure(dict(work="logistic_mixture", **job))
+
+
 def _measure(job: dict) -> dict:
     if not _STATUS.exists():
         raise OSError("peak memory is read from /proc, which this system does not have")
@@ -189,5 +226,11 @@ def _measure(job: dict) -> dict:
 def main() -> None:
     """The measuring process: the job in ``argv``, the result on standard output."""
     job = json.loads(sys.argv[1])
-    work = {"fit": _fit, "likelihood": _likelihood, "spline": _spline}[job["work"]]
+    works = {
+        "fit": _fit,
+        "likelihood": _likelihood,
+        "spline": _spline,
+        "logistic_mixture": _logistic_mixture,
+    }
+    work = works[job["work"]]
     print(json.dumps(work(job)))

@@ -6,6 +6,7 @@
 #include "coupling.h"
 #include "gmm.h"
 #include "hmm.h"
+#include "logistic_mixture.h"
 #include "masked_conv.h"
 #include "philox_params.h"
 #include "pixelcnn.h"
@@ -25,6 +26,7 @@ struct Kernels {
   const MaskedConvKernel *masked_conv;
   const MadeKernel *made;
   const PixelKernel *pixelcnn;
+  const LogisticMixtureKernel *logistic_mixture;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

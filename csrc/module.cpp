@@ -543,6 +543,67 @@ void pixelcnn_sample(bool is_double, int64_t images, int64_t channels, int64_t h
   });
 }
 
+// -1, or the first place of x that is no level, as (n S + s) C + c.
+int64_t logistic_mixture(bool backward, bool is_double, int64_t rows, int64_t places, int64_t mixtures, int channels,
+                         int levels, double min_log_scale, const Planes &params, const Planes &x, uintptr_t log_prob,
+                         uintptr_t grad, const Planes &grad_params) {
+  const LogisticMixtureKernel &kernel = kernels->logistic_mixture[is_double];
+  LogisticMixtureParams p{rows,
+                          places,
+                          mixtures,
+                          channels,
+                          levels,
+                          min_log_scale,
+                          at(uintptr_t(params[0])),
+                          params[1],
+                          params[2],
+                          params[3],
+                          at(uintptr_t(x[0])),
+                          x[1],
+                          x[2],
+                          x[3],
+                          at(log_prob),
+                          nullptr,
+                          at(grad),
+                          at(uintptr_t(grad_params[0])),
+                          grad_params[1],
+                          grad_params[2],
+                          grad_params[3]};
+  LogisticMixturePlan plan;
+  kernel.plan(p, plan);
+  std::vector<int64_t> bad(size_t(backward ? 0 : plan.units), -1);
+  p.bad = bad.data();
+  const double work = double(rows) * double(places) * double(mixtures) * (channels == 1 ? 100 : 330);
+  const int64_t workers = workers_for(work, plan.units);
+  const Buffer scratch = allocate(workers * plan.worker_bytes);
+  const auto run = backward ? kernel.backward : kernel.forward;
+  run_blocks(pool, plan.units, workers, [&](int64_t unit, int64_t worker) {
+    run(unit, p, plan, static_cast<char *>(scratch.get()) + worker * plan.worker_bytes);
+  });
+  for (const int64_t place : bad)
+    if (place >= 0) return place;
+  return -1;
+}
+
+void logistic_mixture_sample(bool is_double, int64_t rows, int64_t places, int64_t mixtures, int channels, int levels,
+                             double min_log_scale, const Planes &params, uint64_t seed, int64_t row0, uint32_t step0,
+                             uintptr_t x) {
+  const LogisticMixtureKernel &kernel = kernels->logistic_mixture[is_double];
+  LogisticMixtureParams p{};
+  p.rows = rows, p.places = places, p.mixtures = mixtures, p.channels = channels, p.levels = levels;
+  p.min_log_scale = min_log_scale;
+  p.params = at(uintptr_t(params[0])), p.row = params[1], p.plane = params[2], p.place = params[3];
+  const LogisticMixtureDraws draws{seed, row0, step0, at<int64_t>(x)};
+  const int64_t chunk = 256, pixels = rows * places, units = (pixels + chunk - 1) / chunk;
+  const int64_t workers = workers_for(double(pixels) * double(mixtures + 16) * 16, units);
+  const int64_t bytes = (kernel.sample_bytes(p) + 63) / 64 * 64;
+  const Buffer scratch = allocate(workers * bytes);
+  run_blocks(pool, units, workers, [&](int64_t i, int64_t worker) {
+    kernel.sample(i * chunk, std::min(pixels, (i + 1) * chunk), p, draws,
+                  static_cast<char *>(scratch.get()) + worker * bytes);
+  });
+}
+
 void philox_uniform(uint64_t seed, uint32_t step, int64_t row_offset, int64_t rows, int64_t columns, bool is_double,
                     uintptr_t out) {
   const PhiloxParams p{seed, step, row_offset, rows, columns, is_double, at(out)};
@@ -618,6 +679,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("mixtures"), py::arg("kind"), py::arg("one_hot"), py::arg("input_scale"), py::arg("input_shift"),
         py::arg("min_log_scale"), py::arg("nodes"), py::arg("taps"), py::arg("noise"), py::arg("known"),
         py::arg("values"), py::arg("x"));
+  m.def("logistic_mixture", &logistic_mixture, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"),
+        py::arg("places"), py::arg("mixtures"), py::arg("channels"), py::arg("levels"), py::arg("min_log_scale"),
+        py::arg("params"), py::arg("x"), py::arg("log_prob"), py::arg("grad"), py::arg("grad_params"));
+  m.def("logistic_mixture_sample", &logistic_mixture_sample, release, py::arg("is_double"), py::arg("rows"),
+        py::arg("places"), py::arg("mixtures"), py::arg("channels"), py::arg("levels"), py::arg("min_log_scale"),
+        py::arg("params"), py::arg("seed"), py::arg("row0"), py::arg("step0"), py::arg("x"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

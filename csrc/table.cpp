@@ -12,6 +12,7 @@ extern const evidens::SplineKernel spline[2];
 extern const evidens::MaskedConvKernel masked_conv[2];
 extern const evidens::MadeKernel made[2];
 extern const evidens::PixelKernel pixelcnn[2];
+extern const evidens::LogisticMixtureKernel logistic_mixture[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -47,7 +48,7 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
 constexpr evidens::Kernels kernels = {
-    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, masked_conv, made, pixelcnn, philox_uniform,
-    vector_math};
+    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, masked_conv, made, pixelcnn,
+    logistic_mixture, philox_uniform, vector_math};
 
 }  // namespace EVIDENS_NAMESPACE

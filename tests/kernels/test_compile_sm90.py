@@ -25,6 +25,8 @@ SHARED_STATES, VARYING_STATES = (1, 70), (1, 17)
 SPLINES = ((1, 1), (40, 64))
 # Shapes of an x that is coupled: nothing but arguments of 1, one block of a row, and images.
 COUPLINGS = ((1, 1), (37, 17), (3, 5, 1024))
+# Shapes of images under a mixture: arguments of 1, and several blocks of a row.
+IMAGES = ((1, 1, 1, 1), (3, 3, 16, 17))
 # States for which a block of sequences times the matrix is one product: held, and streamed.
 PRODUCT_STATES = (17, 96)
 SHARED_MEMORY = 227 * 1024  # of a thread block on sm_90
@@ -98,6 +100,12 @@ def test_masked_conv(compiled, dtype):
     check(compiled, f"masked {dtype}", {f"_masked_conv_products.{name}" for name in names})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logistic_mixture(compiled, dtype):
+    names = {f"_logistic_mixture_bins.{name}_kernel" for name in ("log_prob", "sample")}
+    check(compiled, f"logistic mixture {dtype}", names)
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -121,12 +129,9 @@ def main() -> None:
     from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
 
-    autoregress, coupling, gmm, hmm, hmm_plan, masked, philox, spline = (
-        importlib.import_module(f"evidens.kernels.{name}")
-        for name in (
-            *("autoregress", "coupling", "gmm", "hmm", "_hmm_plan", "masked_conv", "philox"),
-            "spline",
-        )
+    stems = ("autoregress", "coupling", "gmm", "hmm", "_hmm_plan", "logistic_mixture", "masked_conv")
+    autoregress, coupling, gmm, hmm, hmm_plan, logistic_mixture, masked, philox, spline = (
+        importlib.import_module(f"evidens.kernels.{name}") for name in (*stems, "philox", "spline")
     )
     types = {
         torch.float32: "*fp32",
@@ -253,6 +258,15 @@ def main() -> None:
     params = torch.cat((w, w, w), 2)
     spline.spline_coupling(x, params, None, 8, *rest)
     spline.spline_coupling_backward(x, params, None, x, None, 8, *rest)
+    for name in DTYPES:
+        case, dtype = f"logistic mixture {name}", getattr(torch, name)
+        for n, c, h, w in IMAGES:
+            x = torch.zeros(n, c, h, w, dtype=dtype)
+            params = torch.zeros(n, 3 if c == 1 else 50, h, w, dtype=dtype)
+            for p in (params, params.contiguous(memory_format=torch.channels_last)):
+                logistic_mixture.log_prob(x, p, 256, -7.0)
+                logistic_mixture.log_prob_backward(x, p, x[:, 0], 256, -7.0)
+                logistic_mixture.sample(p, c, 256, -7.0, 2**40, 0, 0)
     for name in DTYPES:
         case, dtype = f"coupling {name}", getattr(torch, name)
         for shape in COUPLINGS:

@@ -20,6 +20,7 @@ from evidens.ops.hmm import (
     hmm_viterbi,
 )
 from evidens.ops.masked_conv import masked_conv2d, masked_linear
+from evidens.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
 from evidens.ops.philox import philox_uniform
 from evidens.ops.pixelcnn import PixelLayer as PixelLayer
 from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
@@ -43,6 +44,8 @@ __all__ = [
     "masked_linear",
     "made_noise",
     "made_sample",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_sample",
     "philox_uniform",
     "pixelcnn_noise",
     "pixelcnn_sample",
