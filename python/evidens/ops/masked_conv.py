@@ -174,7 +174,8 @@ def _widened(
     op: str, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     if bias is None:
-        return *checks.widen(op, ("x", x), ("weight", weight)), None
+        a, b = checks.widen(op, ("x", x), ("weight", weight))
+        return a, b, None
     a, b, c = checks.widen(op, ("x", x), ("weight", weight), ("bias", bias))
     return a, b, c
 
