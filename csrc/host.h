@@ -1,15 +1,18 @@
 // What the host side of a call needs: threads, and scratch that lives for one call.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <new>
 
+#include "kernels.h"
 #include "parallel.h"
 
 namespace evidens {
 
-inline Pool pool;  // set once at load; serial in a forked child
+inline const Kernels *kernels = nullptr;  // of the level that was chosen; set once at load
+inline Pool pool;                         // set once at load; serial in a forked child
 
 // Threads for `work` multiply-adds: the pool costs a microsecond, so small calls stay here.
 inline int64_t workers_for(double work, int64_t units) {
@@ -28,5 +31,11 @@ inline Buffer allocate(int64_t bytes) {
   if (p == nullptr) throw std::bad_alloc();
   return Buffer(p);
 }
+
+// An address, as Python knows it.
+template <class T = void> T *at(uintptr_t address) { return reinterpret_cast<T *>(address); }
+
+// (address, stride of images, of channels, of places)
+using Planes = std::array<int64_t, 4>;
 
 }  // namespace evidens

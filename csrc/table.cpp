@@ -47,8 +47,17 @@ void vector_math(int32_t function, int32_t is_double, int64_t n, const void *x, 
 #define EVIDENS_STRING_(a) #a
 #define EVIDENS_STRING(a) EVIDENS_STRING_(a)
 extern const evidens::Kernels kernels;
-constexpr evidens::Kernels kernels = {
-    EVIDENS_STRING(EVIDENS_LEVEL), gmm, hmm, coupling, actnorm, spline, masked_conv, made, pixelcnn,
-    logistic_mixture, philox_uniform, vector_math};
+constexpr evidens::Kernels kernels = {EVIDENS_STRING(EVIDENS_LEVEL),
+                                      gmm,
+                                      hmm,
+                                      coupling,
+                                      actnorm,
+                                      spline,
+                                      masked_conv,
+                                      made,
+                                      pixelcnn,
+                                      logistic_mixture,
+                                      philox_uniform,
+                                      vector_math};
 
 }  // namespace EVIDENS_NAMESPACE
