@@ -92,6 +92,18 @@ def _factor(power):
     return tl.exp(tl.minimum(power, largest)), power <= largest
 
 
+@triton.jit
+def _difference(x, t):
+    """``x - t``, where it overflows the largest number: a factor of 0 then gives 0, not NaN."""
+    if x.dtype == tl.float64:
+        largest = 1.7976931348623157e308
+    else:
+        largest = 3.4028234663852886e38
+    d = x - t
+    held = tl.minimum(tl.maximum(d, -largest), largest)
+    return tl.where((tl.abs(x) <= largest) & (tl.abs(t) <= largest), held, d)
+
+
 @triton.jit(do_not_specialize=["features", "elements", "places", "chunks"])
 def affine_kernel(
     x_ptr,  # (N, D, S), contiguous
@@ -150,7 +162,9 @@ def affine_kernel(
         factor, moves = _factor(power)
     if FORWARD:
         if INVERSE:
-            y = (x - t) * factor
+            y = x - t
+            if SCALE:
+                y = _difference(x, t) * factor
         else:
             y = x * factor + t
         tl.store(y_ptr + place, y, mask=mask)
@@ -173,7 +187,7 @@ def affine_kernel(
         if grad_scale_ptr is not None:
             through = tl.where(moves, factor * slope, 0.0)
             if INVERSE:
-                r = -((x - t) * through * g + total * slope)
+                r = -(_difference(x, t) * through * g + total * slope)
             else:
                 r = x * through * g + total * slope
             tl.store(grad_scale_ptr + to, tl.where(mask, r, 0.0), mask=dense)

@@ -39,7 +39,7 @@ class _Call(NamedTuple):
     """What the kernels need besides tensors of rows."""
 
     sides: Tensor  # (1 or D, 4), dtype of x
-    tails: Tensor  # (1 or D,) int32
+    tails: Tensor  # (1,), or (D,) and at least two, int32
     options: Tensor
     constants: dict
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -91,6 +93,27 @@ def test_extreme_scales_are_finite(device):
                 y, logdet = ops.affine_coupling(*leaves, None, **options)
                 gradients = torch.autograd.grad(y.sum() + logdet.sum(), leaves)
             assert not any(t.isnan().any() for t in (y, logdet, *gradients)), scale_map
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_difference_that_overflows_gives_no_nan(device, dtype):
+    large = 0.9 * torch.finfo(dtype).max
+    scale = torch.tensor([[-1e30, -104.0, 0.0, 104.0, 800.0, 1e30]], dtype=dtype, device=device)
+    x = torch.full_like(scale, large)
+    for scale_map, clamp in MAPS:
+        leaves = [t.clone().requires_grad_() for t in (x, scale, -x)]
+        options = dict(scale_map=scale_map, clamp=clamp, inverse=True)
+        with evidens.backend("triton"):
+            y, logdet = ops.affine_coupling(*leaves, **options)
+            gradients = torch.autograd.grad(y.sum() + logdet.sum(), leaves)
+        assert not any(t.isnan().any() for t in (y, logdet, *gradients)), scale_map
+    infinite = torch.tensor([[math.inf, -math.inf, math.nan]], dtype=dtype, device=device)
+    zero, one = torch.zeros_like(infinite), torch.ones_like(infinite)
+    with evidens.backend("triton"):
+        for scale in (zero, None):
+            y, _ = ops.affine_coupling(infinite, scale, one, inverse=True)
+            torch.testing.assert_close(y, infinite, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -182,6 +182,21 @@ def test_options_tails_and_bounds_by_feature(device, parameters, inverse, canari
     torch.testing.assert_close(logdet, terms[:, active].sum(1))
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("name", ["linear", "circular", "none"])
+def test_list_of_one_feature_is_a_list(device, name, inverse, canaries):
+    one = make(device, 9, 1, 6, "nflows", [name], F64, bound=2.0)
+    two = one.with_(tails=[name] * 2, **{k: getattr(one, k).repeat(1, 2, 1) for k in NAMES[1:]})
+    two = two.with_(x=one.x.repeat(1, 2))
+    want = launch(two, inverse)
+    for a, b in zip(launch(one, inverse), want):
+        torch.testing.assert_close(a, b[:, :1], **EXACT)
+    for active in (None, torch.tensor([0], device=device)):
+        y, logdet = launch_layer(one, active, inverse)
+        torch.testing.assert_close(y, want[0][:, :1], **EXACT)
+        torch.testing.assert_close(logdet, want[1][:, 0], **EXACT)
+
+
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("layout", ["columns", "slices", "expanded"])
 def test_strides(device, layout, rows, canaries):

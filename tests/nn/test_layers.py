@@ -6,11 +6,22 @@ import copy
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from nn.flow_cases import LAYERS, MASK, C, D, affine, image_coupling, perturbed, spline
 
-from evidens.nn import MLP, ActNorm, AffineCoupling, Chain, InvertibleLinear, Split, Squeeze
+from evidens.nn import (
+    MLP,
+    ActNorm,
+    AffineCoupling,
+    Chain,
+    InvertibleLinear,
+    Permutation,
+    SplineCoupling,
+    Split,
+    Squeeze,
+)
 
 NAMES = list(LAYERS)
 
@@ -222,10 +233,28 @@ def test_actnorm_with_a_constant_feature_and_bad_batches():
         (lambda: spline(tails="flat"), "expected tails one of"),
         (lambda: spline(tails=["linear"]), "one for each of the 5 features, got 1"),
         (lambda: spline(parameters="knots"), "expected parameters 'nflows' or 'zuko'"),
+        (lambda: spline(bound=-1.0), r"bound must be a positive number.*-1\.0"),
+        (lambda: spline(bound=np.float32(-1)), r"bound must be a positive number.*-1\.0"),
+        (lambda: spline(bound=torch.ones(D - 1)), "one for each of the D = 5 features"),
+        (
+            lambda: SplineCoupling(2, MLP(1, 1), bins=2000),
+            "min_width must be between 0 and 1 / M.*2000 bins",
+        ),
+        (lambda: SplineCoupling(2, MLP(1, 1), bins=0), "at least one bin"),
+        (lambda: spline(min_derivative=1.0), r"min_derivative must be in \[0, 1\)"),
+        (lambda: spline(logit_scale=-1.0), "logit_scale must be positive"),
+        (lambda: spline(tails=["none"] * 5, bound=(1, 0, 0, 1)), "left < right and bottom < top"),
+        (lambda: spline()(torch.zeros(2, D, 3, 3)), r"x of shape \(N, D\).*got \(2, 5, 3, 3\)"),
+        (lambda: AffineCoupling(2, MLP(1, 2), clamp=-1), "clamp of scale_map 'exp_clamped'"),
+        (lambda: AffineCoupling(2, MLP(1, 2), scale_map="exp", clamp=1.0), "takes no clamp"),
         (lambda: InvertibleLinear(2, init="zero"), "expected init 'identity' or 'rotation'"),
         (lambda: Squeeze(2)(torch.zeros(1, 1, 3, 4)), "multiples of 2"),
         (lambda: Squeeze(2).inverse(torch.zeros(1, 3, 2, 2)), "C a multiple of 4"),
         (lambda: Squeeze(1), "factor >= 2"),
+        (lambda: Squeeze(2.5), r"an integer factor >= 2, got 2\.5"),
+        (lambda: Permutation(3, [2.5, 0.2, 1.1]), r"every number of 0\.\.2 once, got \[2\.5"),
+        (lambda: Permutation(2, [True, False]), r"got \[True, False\]"),
+        (lambda: Permutation(3, [0, 1, 1]), r"got \[0, 1, 1\]"),
         (lambda: Split(4, Squeeze(2))(torch.zeros(1, 4, 2, 2)), "rest must keep the shape"),
         (lambda: Split(1, Squeeze(2)), "at least 2 channels"),
         (lambda: MLP(1, 2, activation="step"), "activation: expected one of"),
@@ -242,6 +271,50 @@ def test_types_that_are_refused():
         AffineCoupling(2, lambda x: x)
     with pytest.raises(TypeError, match="a method inverse"):
         Chain(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("gives, name", [(lambda x: None, "NoneType"), (lambda x: (x, x), "tuple")])
+def test_a_conditioner_that_gives_no_tensor(gives, name):
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return gives(x)
+
+    layers = AffineCoupling(2, Net()), AffineCoupling(2, Net(), scale_map="additive")
+    for layer in (*layers, SplineCoupling(2, Net())):
+        with pytest.raises(TypeError, match=rf"Coupling: the conditioner, Net, must give.*{name}"):
+            layer(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.array, torch.tensor, int])
+def test_bounds_of_every_kind(kind):
+    torch.manual_seed(0)
+    x, layer = torch.randn(4, D, dtype=torch.float64), perturbed(spline(bound=3.0)).double()
+    other = spline(bound=kind(3)).double()
+    other.load_state_dict(layer.state_dict())
+    assert "bound=3" in repr(other)
+    for a, b in zip(other(x), layer(x)):
+        assert torch.equal(a, b)
+    each = spline(bound=[kind(3)] * D if kind in (int, np.float32) else kind([3.0] * D)).double()
+    each.load_state_dict(layer.state_dict())
+    assert torch.equal(copy.deepcopy(each)(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize("name", ["linear", "circular", "none"])
+def test_a_list_of_tails_that_agree_is_their_name(name):
+    """With the parameters of the name, also where there is one feature."""
+    for features, mask in ((1, None), (3, [True, False, True])):
+        mask = None if mask is None else torch.tensor(mask)
+        nets = [MLP(*SplineCoupling.sizes(features, mask=mask, tails=t), zero_init=False)
+                for t in (name, [name] * features)]  # fmt: skip
+        nets[1].load_state_dict(nets[0].state_dict())
+        if nets[0].constant is not None:
+            for net in nets:
+                torch.nn.init.normal_(net.constant, generator=torch.Generator().manual_seed(1))
+        one, two = (SplineCoupling(features, net, mask=mask, tails=t)
+                    for net, t in zip(nets, (name, [name] * features)))  # fmt: skip
+        x = torch.rand(5, features)
+        for a, b in zip(one(x), two(x)):
+            assert torch.equal(a, b)
 
 
 def test_a_state_dict_of_another_mask_is_refused():

@@ -66,8 +66,10 @@ class Spline:
         return [t.detach().clone().requires_grad_() for t in self.tensors]
 
     def codes(self) -> list[int]:
-        names = [self.tails] if isinstance(self.tails, str) else self.tails
-        return [TAILS.index(name) for name in names]
+        if isinstance(self.tails, str):
+            return [TAILS.index(self.tails)]
+        codes = [TAILS.index(name) for name in self.tails]
+        return codes if len(codes) > 1 else codes * 2
 
     def box(self) -> list[float]:
         return box_of(self.parameters, self.tails, self.bound)
@@ -173,7 +175,7 @@ def reference(case: Spline, inverse: bool = False) -> tuple[Tensor, Tensor]:
         low, high = source[..., 0], source[..., -1]
         moved = torch.maximum(torch.minimum(wide.x, high), low)
         near = (moved - wide.x).abs() <= 1e-5 * (high - low)
-        codes = torch.tensor(case.codes())
+        codes, _ = formula._by_feature(wide.x, case.codes(), case.box())
         wide = wide.with_(x=torch.where(near & (codes == formula.NONE), moved, wide.x))
     return formula.rational_quadratic_spline(*wide.tensors, *case.inner(), inverse)
 

@@ -80,6 +80,51 @@ def test_extreme_scales_give_no_nan(scale_map, clamp, inverse, dtype):
 
 
 @each_map
+@each_dtype
+@pytest.mark.parametrize("n", [1, 40])
+def test_a_difference_that_overflows_gives_no_nan(scale_map, clamp, dtype, n):
+    """x - shift beyond the largest number, times a factor or a derivative that has vanished."""
+    large = 0.9 * torch.finfo(dtype).max
+    raw = torch.tensor([0.0, 2.0, 104.0, 800.0, 1e4, 1e30], dtype=dtype)
+    raw = torch.cat((raw, -raw))
+    ends = torch.tensor([large, -large], dtype=dtype)
+    x, scale = (t.reshape(-1, 1).repeat(n, 1) for t in torch.meshgrid(ends, raw, indexing="ij"))
+    case = coupling(1, 1, (), "all", scale_map, clamp, True, dtype)
+    case = case.with_(x=x, scale=scale, shift=-x)
+    y, _ = run(ops, case)
+    want, _ = run(reference, case)
+    assert not y.isnan().any()
+    assert not want.isnan().any()
+    # Each of x's sides; a factor below a half gives a number, which is off by what was held.
+    assert ((y.signbit() == x.signbit()) | (y == 0)).all()
+    halves = run(ops, case.with_(x=x / 2, shift=-x / 2))[0]
+    fits = halves.abs() < torch.finfo(dtype).max / 4
+    assert (y[fits].abs() >= halves[fits].abs()).all()
+    assert (y[fits].abs() <= 2 * halves[fits].abs()).all()
+    assert (y - want).abs()[fits].le(1e-3 * want.abs()[fits]).all() or dtype is torch.float32
+    ones = torch.ones_like(x)
+    for gradient in gradients(ops, case, ones, ones[:, 0]):
+        assert not gradient.isnan().any()
+    inner = reference.affine_coupling_backward(
+        *case.tensors, ones, ones[:, 0], scale_map=scale_map, clamp=case.inner[5], inverse=True
+    )
+    assert not any(t.isnan().any() for t in inner)
+
+
+@each_dtype
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_difference_of_infinities_is_what_it_was(dtype, backend):
+    x = torch.tensor([[INF, -INF, 1.0, math.nan, INF, 1.0]], dtype=dtype)
+    shift = torch.tensor([[1.0, 1.0, INF, 1.0, INF, math.nan]], dtype=dtype)
+    with evidens.backend(backend):
+        y, _ = ops.affine_coupling(x, torch.zeros_like(x), shift, inverse=True)
+        plain, _ = ops.affine_coupling(x, None, shift, inverse=True)
+    want = x - shift
+    torch.testing.assert_close(y, want, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(plain, want, rtol=0, atol=0, equal_nan=True)
+
+
+@each_map
 @each_direction
 def test_large_vectors_of_extreme_scales(scale_map, clamp, inverse):
     """The same in the vectorised part, where every lane has another value."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from ops.comparison import assert_within
@@ -12,6 +14,7 @@ from ops.spline_cases import (
     F32,
     F64,
     MIX,
+    NAMES,
     PARAMETERS,
     TAILS,
     bounds,
@@ -25,6 +28,7 @@ from ops.spline_cases import (
     spline,
 )
 
+import evidens
 from evidens import ops
 
 
@@ -151,12 +155,38 @@ def test_identity_at_zero(dtype):
         torch.testing.assert_close(logdet, torch.zeros_like(x), rtol=0, atol=32 * eps)
 
 
-@pytest.mark.parametrize("kind", ["list", "tensor", "integers"])
+KINDS = {
+    "list": list,
+    "tensor": torch.tensor,
+    "array": np.array,
+    "scalars of an array": lambda bound: [*np.float32(bound)],
+    "scalars of a tensor": lambda bound: [*torch.tensor(bound)],
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "integers"])
 def test_bounds_by_feature(kind, dtype, inverse):
     bound = [1, 2, 3] if kind == "integers" else [0.5, 2.25, 4.0]
     for tails in (*TAILS[1:], ["linear", "none", "circular"], ["circular"] * 3):
-        given = torch.tensor(bound) if kind == "tensor" else bound
+        given = KINDS.get(kind, list)(bound)
         check(spline(20, 3, 5, "nflows", tails, dtype, bound=given), inverse)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.array, torch.tensor, Fraction], ids=str)
+def test_a_bound_of_every_kind_of_number(kind):
+    case = spline(20, 3, 5, "nflows", "linear", F64, bound=2.5)
+    for a, b in zip(op(case.with_(bound=kind(2.5))), op(case)):
+        assert torch.equal(a, b)
+
+
+def test_four_numbers_are_a_box_also_for_four_features(inverse):
+    case = spline(30, 4, 5, "nflows", "none", F64, bound=(1.0, 2.0, 3.0, 5.0))
+    y, _ = check(case, inverse)
+    low, high = (1.0, 2.0) if inverse else (3.0, 5.0)
+    assert ((y >= low) & (y <= high)).all()
+    y, _ = check(case.with_(tails=["none"] * 4), inverse)
+    assert (y.abs() <= torch.tensor([1.0, 2.0, 3.0, 5.0])).all()
+    assert (y < 0).any()
 
 
 def test_box_without_tails(dtype, inverse):
@@ -173,6 +203,39 @@ def test_list_of_equal_tails_has_the_layout_of_a_list(dtype, inverse):
         plain = listed.with_(tails=name, derivatives=listed.derivatives[..., part])
         for a, b in zip(op(listed, inverse), op(plain, inverse)):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", TAILS)
+def test_list_of_one_feature_is_a_list(name, parameters, dtype, inverse, backend):
+    """The same as in a list of two features, values and gradients."""
+    # What the reference rounds depends on the layout.
+    dtype, tolerance = (F64, 1e-12) if backend == "reference" else (dtype, 0)
+    one = make(20, 1, 5, parameters, [name], dtype)
+    two = one.with_(tails=[name] * 2, **{k: getattr(one, k).repeat(1, 2, 1) for k in NAMES[1:]})
+    two = two.with_(x=one.x.repeat(1, 2))
+    if backend == "cpu":
+        check(one, inverse)
+    with evidens.backend(backend):
+        for function in (op, lambda c, i: coupling(c, torch.tensor([0]), i)):
+            found = []
+            for case in (one, two):
+                leaves = case.leaves()
+                given = case.with_(**dict(zip(NAMES, leaves)))
+                if function is not op:
+                    given = given.with_(**{k: getattr(given, k)[:, :1] for k in NAMES[1:]})
+                y, logdet = function(given, inverse)
+                logdet = logdet if logdet.ndim == 1 else logdet[:, 0]
+                part = y[:, 0].sum() + (2 * logdet)[logdet.isfinite()].sum()
+                part.backward()
+                found.append([y[:, 0], logdet, *(t.grad[:, 0] for t in leaves)])
+            for a, b in zip(*found):
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_no_feature_and_an_empty_list(inverse):
+    y, logdet = op(make(3, 0, 5, "nflows", [], F32), inverse)
+    assert y.shape == logdet.shape == (3, 0)
 
 
 def test_rounding_out_of_the_box_has_the_bounds_density(dtype, inverse):

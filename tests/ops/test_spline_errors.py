@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from ops.spline_cases import NAMES
@@ -38,6 +39,23 @@ WRONG = {
     "infinite bound": (ValueError, dict(bound=math.inf), r"bound must be.*inf"),
     "bounds of another D": (ValueError, dict(bound=[1.0, 2.0]), r"bound must be.*D = 3"),
     "box with tails": (ValueError, dict(bound=(0.0, 1.0, 0.0, 1.0)), r"bound must be"),
+    "one of tails": (ValueError, dict(tails=["linear"]), r"tails must be one name.*D = 3.*got 1"),
+    "a set of bounds": (TypeError, dict(bound={1.0, 2.0}), r"bound must be.*got set"),
+    "bounds of two axes": (ValueError, dict(bound=np.ones((3, 2))), r"bound must be.*1\.0"),
+    "a name for a bound": (ValueError, dict(bound="2"), r"bound must be.*'?2"),
+    "names for bounds": (ValueError, dict(bound=["1"] * 3), r"bound must be"),
+    "four equal bounds": (
+        ValueError,
+        dict(
+            x=torch.zeros(5, 4),
+            widths=torch.zeros(5, 4, 8),
+            heights=torch.zeros(5, 4, 8),
+            derivatives=torch.zeros(5, 4, 9),
+            tails="none",
+            bound=[2.0] * 4,
+        ),
+        r"\(left, right, bottom, top\).*one bound for each of 4 features needs.*\['none'\] \* 4",
+    ),
     "box upside down": (
         ValueError,
         dict(tails="none", derivatives=torch.zeros(5, 3, 9), bound=(1.0, 0.0, 0.0, 1.0)),

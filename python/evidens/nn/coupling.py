@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from evidens import ops
 from evidens.nn._shapes import check_features
+from evidens.ops._coupling_arguments import scale_code
 
 SCALE_MAPS = (
     "exp",
@@ -52,14 +53,19 @@ class Coupling(nn.Module):
         view = self._view
         passive = x.index_select(1, self.passive) if view is None else x[:, view]
         raw = self.conditioner(passive) if context is None else self.conditioner(passive, context)
+        if not isinstance(raw, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: the conditioner, {type(self.conditioner).__name__}, must "
+                f"give a torch.Tensor of shape {(x.shape[0], count, *x.shape[2:])}, got "
+                f"{type(raw).__name__}"
+            )
         if raw.shape != (x.shape[0], count, *x.shape[2:]):
             raise ValueError(
                 f"{type(self).__name__}: the conditioner must give shape "
                 f"{(x.shape[0], count, *x.shape[2:])} for {self.n_active} active features, got "
                 f"{tuple(raw.shape)}"
             )
-        result: Tensor = raw
-        return result
+        return raw
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any,
@@ -90,8 +96,9 @@ class AffineCoupling(Coupling):
     With a conditioner that gives zeros the layer is the identity for the exponential maps.
 
     Raises:
-        ValueError: an unknown map, a mask of another size or without an active feature.
-        TypeError: the conditioner is not a module.
+        ValueError: an unknown map, a clamp that it does not take, a mask of another size or
+            without an active feature.
+        TypeError: the conditioner is not a module, or gives no tensor.
 
     Source: Dinh et al., Density estimation using Real NVP (2017), equations 7 and 8.
 
@@ -121,6 +128,8 @@ class AffineCoupling(Coupling):
                 f"AffineCoupling: expected scale_map one of {', '.join(SCALE_MAPS)}, got "
                 f"{scale_map!r}"
             )
+        if scale_map != "additive":
+            scale_code(scale_map, clamp)  # the op's own check, before the first call
         self.scale_map, self.clamp = scale_map, clamp
 
     @staticmethod

@@ -147,11 +147,14 @@ class Permutation(nn.Module):
                 torch.randperm(features) if order == "random" else torch.arange(features).flip(0)
             )
         else:
-            index = torch.as_tensor(order, dtype=torch.int64)
-            if not torch.equal(index.sort()[0], torch.arange(features)):
+            given = torch.as_tensor(order)
+            # Fractions are not cut off, nor a mask taken for 0 and 1.
+            whole = not given.is_floating_point() and given.dtype is not torch.bool
+            index = given.long()
+            if not (whole or not features) or not index.sort()[0].equal(torch.arange(features)):
                 raise ValueError(
                     f"Permutation: expected every number of 0..{features - 1} once, got "
-                    f"{index.tolist()}"
+                    f"{given.tolist()}"
                 )
         self.features = features
         self.register_buffer("order", index)

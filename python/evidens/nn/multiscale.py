@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class Squeeze(nn.Module):
         factor: f, at least 2.
 
     Raises:
-        ValueError: H or W is not a multiple of f.
+        ValueError: a factor that is no integer from 2 on; H or W is not a multiple of f.
 
     Source: Dinh et al., Density estimation using Real NVP (2017), section 3.6.
 
@@ -33,9 +34,9 @@ class Squeeze(nn.Module):
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        if factor < 2:
-            raise ValueError(f"Squeeze: expected factor >= 2, got {factor}")
-        self.factor = factor
+        if not isinstance(factor, numbers.Integral) or factor < 2:
+            raise ValueError(f"Squeeze: expected an integer factor >= 2, got {factor}")
+        self.factor: int = int(factor)
 
     def extra_repr(self) -> str:
         """What repr shows."""

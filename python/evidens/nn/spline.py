@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from evidens import ops
 from evidens.nn.coupling import Coupling, coupling_mask
+from evidens.ops.spline import coupling_settings
 
 # Derivatives of a spline with tails of one kind, less the bins.
 DERIVATIVES = {"linear": -1, "circular": 0, "none": 1}
@@ -25,8 +27,9 @@ class SplineCoupling(Coupling):
         mask: (D,) bool, True where a feature is active; None: the second half is.
         parameters: ``"nflows"`` or ``"zuko"``, the map from raw parameters to knots.
         tails: ``"linear"`` (identity outside the box), ``"circular"``, ``"none"`` (x is confined
-            to the box), or one name per feature.
-        bound: B, the box is [-B, B]; a sequence has one per feature.  None for the map's default.
+            to the box), or one name per feature; where the active ones agree, that is their name.
+        bound: B, the box is [-B, B]; a sequence has one per feature, but four numbers with tails
+            ``"none"`` are (left, right, bottom, top), whatever D.  None for the map's default.
         min_width, min_height, min_derivative: least width, height and slope (nflows).
         slope: of zuko's soft clip.
         identity_init: zeros give derivatives of 1, so a conditioner that gives zeros makes the
@@ -36,8 +39,9 @@ class SplineCoupling(Coupling):
     P is 3 M - 1 with linear tails, 3 M with circular ones and 3 M + 1 without or with a mix.
 
     Raises:
-        ValueError: a mask, tails or bounds of another size.
-        TypeError: the conditioner is not a module.
+        ValueError: a mask, tails or bounds of another size; what `evidens.ops.spline_coupling`
+            would not take.
+        TypeError: the conditioner is not a module, or gives no tensor.
 
     Source: Durkan et al., Neural spline flows (2019), section 3; circular tails: Rezende et al.,
     Normalizing flows on tori and spheres (2020).
@@ -76,7 +80,9 @@ class SplineCoupling(Coupling):
             )
         self.bins = bins
         self.tails = _tails(features, self.mask, tails)
-        self.bound = bound if bound is None or isinstance(bound, float | int) else list(bound)
+        box: Any = bound
+        if hasattr(box, "tolist"):
+            box = box.tolist()
         self.options = {
             "parameters": parameters,
             "min_width": min_width,
@@ -87,6 +93,12 @@ class SplineCoupling(Coupling):
             "logit_scale": logit_scale,
         }
         self.outputs = self.sizes(features, mask=self.mask, bins=bins, tails=tails)[1]
+        # The op's own checks, before the first call.
+        count = self.outputs // self.n_active if self.n_active else 0
+        options: dict[str, Any] = self.options
+        coupling_settings(features, bins, count, tails=self.tails, bound=box, **options)
+        one = box is None or isinstance(box, numbers.Real)
+        self.bound: float | list[float] | None = box if one else list(box)
 
     @staticmethod
     def sizes(
@@ -101,7 +113,7 @@ class SplineCoupling(Coupling):
     def extra_repr(self) -> str:
         """What repr shows."""
         tails = self.tails if isinstance(self.tails, str) else "mixed"
-        bound = f", bound={self.bound}" if isinstance(self.bound, float | int) else ""
+        bound = f", bound={self.bound}" if isinstance(self.bound, numbers.Real) else ""
         return f"{self.features}, active={self.n_active}, bins={self.bins}, tails={tails!r}{bound}"
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -113,6 +125,11 @@ class SplineCoupling(Coupling):
         return self._transform(y, context, inverse=True)
 
     def _transform(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        if x.ndim != 2:
+            raise ValueError(
+                f"SplineCoupling: expected x of shape (N, D) with {self.features} features, got "
+                f"{tuple(x.shape)}; splines of pixels take each as a row"
+            )
         raw = self._parameters_of(x, context, self.outputs)
         options: dict[str, Any] = self.options
         return ops.spline_coupling(

@@ -54,7 +54,8 @@ def _run(
     widths, heights, derivatives = groups
     edges, stored = widths[-1], derivatives[-1]
     bins = edges - 1 if map == KNOTS else edges
-    # A list of tails stores the slope of every knot; linear tails by name leave out the outer ones.
+    # A list of tails, two codes or more, stores the slope of every knot; linear tails by name leave
+    # out the outer ones.
     first_slope = map != KNOTS and len(tails) == 1 and tails[0] == LINEAR
     per_feature = len(tails) > 1 or len(box) > 4
     if per_feature:

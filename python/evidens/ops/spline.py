@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -67,12 +68,16 @@ def _check_settings(
 ) -> tuple[int, list[int], list[float], list[float]]:
     """Map, tails, box and options of the inner op, checked; made once for each combination."""
     map = _choice(op, "parameters", parameters, MAPS)
-    codes = [_choice(op, "tails", t, TAILS) for t in ((tails,) if type(tails) is str else tails)]
-    if len(codes) not in (1, features):
+    listed = isinstance(tails, tuple)
+    codes = [_choice(op, "tails", t, TAILS) for t in (tails if listed else (tails,))]
+    if listed and len(codes) != features:
         raise ValueError(
             f"evidens.{op}: tails must be one name or one for each of the D = {features} features "
             f"of x, got {len(codes)}"
         )
+    if listed and features < 2:
+        # The inner ops tell a list from a name by its length; they read what x has features for.
+        codes = (codes or [_NONE]) * 2
     if bins < 1:
         raise ValueError(f"evidens.{op}: expected at least one bin, got {bins}")
     _check_count(op, map, codes, bins, given)
@@ -130,16 +135,19 @@ def _box(op: str, map: int, codes: list[int], bound: Any, features: int) -> list
         return [0.0, 1.0, 0.0, 1.0]
     if bound is None:
         bound = (0.0, 1.0, 0.0, 1.0) if codes == [_NONE] else 5.0 if map == _ZUKO else 1.0
-    if isinstance(bound, tuple) and codes == [_NONE] and len(bound) == 4:
-        left, right, bottom, top = box = [float(b) for b in bound]
+    bounds = bound if isinstance(bound, tuple) else (bound,)
+    real = all(isinstance(b, numbers.Real) for b in bounds)
+    if real and codes == [_NONE] and len(bounds) == 4:
+        left, right, bottom, top = box = [float(b) for b in bounds]
         if not (-math.inf < left < right < math.inf and -math.inf < bottom < top < math.inf):
+            instead = "; one bound for each of 4 features needs tails ['none'] * 4"
             raise ValueError(
-                f"evidens.{op}: bound must be (left, right, bottom, top) with left < right and "
-                f"bottom < top, all finite, got {bound}"
+                f"evidens.{op}: a bound of four numbers with tails 'none' is (left, right, bottom, "
+                f"top), which must be finite with left < right and bottom < top, got {bound}"
+                f"{instead if features == 4 else ''}"
             )
         return box
-    bounds = bound if isinstance(bound, tuple) else (bound,)
-    if len(bounds) not in (1, features) or not all(0 < b < math.inf for b in bounds):
+    if len(bounds) not in (1, features) or not real or not all(0 < b < math.inf for b in bounds):
         raise ValueError(
             f"evidens.{op}: bound must be a positive number, one for each of the D = {features} "
             f"features of x, or (left, right, bottom, top) with tails 'none'; got {bound}"
@@ -148,14 +156,57 @@ def _box(op: str, map: int, codes: list[int], bound: Any, features: int) -> list
 
 
 def _hashable(op: str, name: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if value.is_cuda:
-            raise TypeError(
-                f"evidens.{op}: {name} is a CUDA tensor, and reading it would wait for the device; "
-                f"give {name}.tolist(), taken once"
-            )
+    """A name or a number as it is; lists, arrays and tensors as tuples."""
+    if value is None or isinstance(value, str | float):
+        return value
+    if isinstance(value, Tensor) and value.is_cuda:
+        raise TypeError(
+            f"evidens.{op}: {name} is a CUDA tensor, and reading it would wait for the device; "
+            f"give {name}.tolist(), taken once"
+        )
+    if hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_hashable(op, name, v) for v in value)
+    if not isinstance(value, Hashable):
+        raise TypeError(
+            f"evidens.{op}: {name} must be one for all features or a sequence with one for each, "
+            f"got {type(value).__name__}"
+        )
+    return value
+
+
+def coupling_settings(
+    features: int,
+    bins: int,
+    per_feature: int,
+    parameters: str,
+    tails: str | Sequence[str],
+    bound: float | Sequence[float] | None,
+    min_width: float,
+    min_height: float,
+    min_derivative: float,
+    slope: float,
+    identity_init: bool,
+    logit_scale: float,
+) -> tuple[int, list[int], list[float], list[float]]:
+    """What `spline_coupling` makes of its options; raises as it does."""
+    name = "spline_coupling"
+    return _settings(
+        name,
+        parameters,
+        _hashable(name, "tails", tails),
+        _hashable(name, "bound", bound),
+        features,
+        bins,
+        per_feature - 2 * (bins + (parameters == "knots")),
+        min_width,
+        min_height,
+        min_derivative,
+        slope,
+        bool(identity_init),
+        logit_scale,
+    )
 
 
 # --- backends ------------------------------------------------------------------------------------
@@ -286,12 +337,13 @@ def rational_quadratic_spline(
             ``"linear"`` the identity, derivatives M-1, the slope at both bounds is 1 (given more,
             knot i takes entry i-1, as nflows does); ``"circular"`` the same outside, derivatives
             M, the slope at the last knot is that at the first; ``"none"`` nothing, derivatives
-            M+1.  A list stores M+1 for every feature and does not read what a tail fixes
-            (normflows).  With ``"knots"`` there are always M+1 slopes, and the spline goes on as a
-            straight line.
-        bound: B, the box is ``[-B, B]`` both ways, or one for each feature; with tails ``"none"``
-            also (left, right, bottom, top).  Default: 1, 5 for ``"zuko"``, the unit box for
-            tails ``"none"``.
+            M+1.  A list, of one feature also, stores M+1 for every feature and does not read what
+            a tail fixes (normflows).  With ``"knots"`` there are always M+1 slopes, and the spline
+            goes on as a straight line.
+        bound: B, the box is ``[-B, B]`` both ways, or one for each feature; with the name
+            ``"none"`` for tails also (left, right, bottom, top), and that is what four numbers are
+            there, whatever D: for four bounds of four features give a list of tails.  Default: 1,
+            5 for ``"zuko"``, the unit box for the name ``"none"``.
         min_width, min_height: floors of a bin's share of the box.
         min_derivative: floor of a slope.
         slope: zuko's; logits are clipped softly so that slopes lie in [slope, 1 / slope].
@@ -446,20 +498,18 @@ def spline_coupling(
         lambda: f"x ({n}, {features}) with {transformed} active features",
         ("params", params, "NAP"),
     )
-    edges = bins + (parameters == "knots")
-    settings = _settings(
-        name,
-        parameters,
-        _hashable(name, "tails", tails),
-        _hashable(name, "bound", bound),
+    settings = coupling_settings(
         features,
         bins,
-        per_feature - 2 * edges,
+        per_feature,
+        parameters,
+        tails,
+        bound,
         min_width,
         min_height,
         min_derivative,
         slope,
-        bool(identity_init),
+        identity_init,
         logit_scale,
     )
     return _coupling(x, params, active, bins, *settings, bool(inverse))

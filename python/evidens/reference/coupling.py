@@ -38,6 +38,14 @@ def _exp(log: Tensor) -> Tensor:
     return log.clamp(max=LOG_LARGEST.get(log.dtype, 88.72)).exp()
 
 
+def _difference(x: Tensor, shift: Tensor) -> Tensor:
+    """``x - shift``, where it overflows the largest number: a factor of 0 then gives 0, not NaN."""
+    largest = torch.finfo(x.dtype).max
+    difference = x - shift
+    held = difference.clamp(-largest, largest)
+    return torch.where(x.isfinite() & shift.isfinite(), held, difference)
+
+
 def _scale(r: Tensor, scale_map: str, clamp: float | None, inverse: bool) -> tuple[Tensor, Tensor]:
     """The factor of the direction taken, ``s`` or ``1 / s``, and ``log s``, of raw scales."""
     if scale_map not in SCALE_MAPS:
@@ -91,7 +99,7 @@ def affine_coupling(
         chosen = torch.cat((x, torch.zeros_like(x[:, :1])), 1).index_select(1, target)
     y = chosen
     if inverse and shift is not None:
-        y = y - shift
+        y = y - shift if scale is None else _difference(y, shift)
     logdet = x.new_zeros(x.shape[:1])
     if scale is not None:
         factor, log = _scale(scale, scale_map, clamp, inverse)
@@ -154,7 +162,7 @@ def affine_coupling_backward(
         g = torch.cat((grad_y, zero), 1).index_select(1, target)
         valid = valid.view(-1, *(1,) * (x.ndim - 2))
     if inverse and shift is not None:
-        chosen = chosen - shift
+        chosen = _difference(chosen, shift)
     grad_chosen, grad_scale = g, None
     if scale is not None:
         factor, log = _scale(scale, scale_map, clamp, inverse)

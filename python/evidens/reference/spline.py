@@ -206,7 +206,7 @@ def _outside(
 
 def _by_feature(x: Tensor, tails: list[int], box: list[float]) -> tuple[Tensor, Tensor]:
     """Codes of the tails and sides of the box as tensors (1 or D,) and (1 or D, 4)."""
-    codes = torch.tensor(tails, device=x.device)
+    codes = torch.tensor(tails[: max(1, x.shape[1])], device=x.device)
     return codes, torch.tensor(box, dtype=x.dtype, device=x.device).view(-1, 4)
 
 
@@ -252,7 +252,8 @@ def rational_quadratic_spline(
             feature and the last of a circular one are not read).  A linear spline given more has
             a last slope that is not 1: knot ``i`` takes entry ``i - 1``.
         map: one of `MAPS`.
-        tails: codes, indices into `TAILS`: one for all features or D of them.
+        tails: codes, indices into `TAILS`: one for all features, or a list with one for each, which
+            for a single feature holds its code twice.
         box: left, right, bottom, top: four numbers, or four for every feature in turn.
         options: min_width, min_height, min_derivative, beta, slope, logit_scale.
         inverse: the way back, and its log-derivative.
