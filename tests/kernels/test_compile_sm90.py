@@ -129,7 +129,15 @@ def main() -> None:
     from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
 
-    stems = ("autoregress", "coupling", "gmm", "hmm", "_hmm_plan", "logistic_mixture", "masked_conv")
+    stems = (
+        "autoregress",
+        "coupling",
+        "gmm",
+        "hmm",
+        "_hmm_plan",
+        "logistic_mixture",
+        "masked_conv",
+    )
     autoregress, coupling, gmm, hmm, hmm_plan, logistic_mixture, masked, philox, spline = (
         importlib.import_module(f"evidens.kernels.{name}") for name in (*stems, "philox", "spline")
     )

@@ -273,7 +273,8 @@ class SplineAutoregressive(Autoregressive):
     """A rational-quadratic spline of every feature, whose knots depend on the features before it.
 
     Args:
-        net: an `evidens.nn.MaskedMLP` with ``SplineAutoregressive.outputs(bins)`` parameters a feature.
+        net: an `evidens.nn.MaskedMLP` with ``SplineAutoregressive.outputs(bins)`` parameters for
+            each feature.
         bins: M.
         parameters: ``"nflows"`` or ``"zuko"``: the map from numbers to splines.
         bound: B; the spline works on [-B, B], what lies outside passes as it is.
@@ -287,7 +288,8 @@ class SplineAutoregressive(Autoregressive):
 
     Example:
         >>> import torch, evidens
-        >>> net = evidens.nn.MaskedMLP(3, evidens.nn.SplineAutoregressive.outputs(8), zero_init=True)
+        >>> outputs = evidens.nn.SplineAutoregressive.outputs(8)
+        >>> net = evidens.nn.MaskedMLP(3, outputs, zero_init=True)
         >>> layer = evidens.nn.SplineAutoregressive(net)
         >>> x = torch.tensor([[0.5, -1.0, 9.0]])
         >>> torch.allclose(layer(x)[0], x, atol=1e-6)

@@ -24,6 +24,7 @@ def _activation(name: str) -> nn.Module:
 
 
 def check_context(layer: nn.Module, context: Tensor | None, expected: int) -> None:
+    """Refuses a context where none was announced, or the reverse."""
     got = None if context is None else tuple(context.shape)
     if (context is None) != (expected == 0) or (context is not None and got[1:] != (expected,)):  # type: ignore[index]
         want = f"shape (N, {expected})" if expected else "None"

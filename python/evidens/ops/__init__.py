@@ -19,8 +19,8 @@ from evidens.ops.hmm import (
     hmm_sample_paths,
     hmm_viterbi,
 )
-from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
+from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.philox import philox_uniform
 from evidens.ops.pixelcnn import PixelLayer as PixelLayer
 from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
@@ -40,12 +40,12 @@ __all__ = [
     "hmm_sample_paths",
     "hmm_viterbi",
     "invertible_linear",
-    "masked_conv2d",
-    "masked_linear",
-    "made_noise",
-    "made_sample",
     "logistic_mixture_log_prob",
     "logistic_mixture_sample",
+    "made_noise",
+    "made_sample",
+    "masked_conv2d",
+    "masked_linear",
     "philox_uniform",
     "pixelcnn_noise",
     "pixelcnn_sample",
