@@ -129,17 +129,9 @@ def main() -> None:
     from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
 
-    stems = (
-        "autoregress",
-        "coupling",
-        "gmm",
-        "hmm",
-        "_hmm_plan",
-        "logistic_mixture",
-        "masked_conv",
-    )
+    stems = "autoregress coupling gmm hmm _hmm_plan logistic_mixture masked_conv philox spline"
     autoregress, coupling, gmm, hmm, hmm_plan, logistic_mixture, masked, philox, spline = (
-        importlib.import_module(f"evidens.kernels.{name}") for name in (*stems, "philox", "spline")
+        importlib.import_module(f"evidens.kernels.{name}") for name in stems.split()
     )
     types = {
         torch.float32: "*fp32",

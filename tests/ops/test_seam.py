@@ -29,7 +29,7 @@ FLOWS = (  # and test_coupling_transforms.py and test_spline*.py of these
     "rational_quadratic_spline",
     "spline_coupling",
 )
-# test_autoregress*.py, test_pixelcnn*.py, test_masked_conv*.py and test_logistic_mixture*.py of these.
+# test_{autoregress,pixelcnn,masked_conv,logistic_mixture}*.py of these.
 AUTOREGRESSIVE = (
     "logistic_mixture_log_prob",
     "logistic_mixture_sample",
