@@ -62,6 +62,8 @@ $(VENV)/.extra-%: $(VENV)/.wheel
 # pytest is started by its own script: `python -m pytest` would put the source tree on the path.
 
 PYTEST := $(BIN)/pytest
+# Runs in which every call has one thread share the cores by processes instead.
+EACH_CORE := EVIDENS_TEST_THREADS=1 OMP_NUM_THREADS=1 $(PYTEST) -n auto -p no:benchmark
 # What does not run the compiled kernels is the same at every level and for every thread count.
 ANYWHERE := $(foreach name,reference peers errors torch transforms,--ignore-glob='*_$(name).py')
 LOWER_LEVELS := $(PY) -c 'import evidens; print(*evidens.info()["isa"]["available"][:-1])'
@@ -71,13 +73,13 @@ test: $(VENV)/.extra-test
 	$(PYTEST) --ignore=tests/kernels tests
 	set -e; for level in $$($(LOWER_LEVELS)); do \
 		echo "== tests/ops with EVIDENS_ISA=$$level"; \
-		EVIDENS_ISA=$$level $(PYTEST) $(ANYWHERE) tests/ops; \
+		EVIDENS_ISA=$$level $(EACH_CORE) $(ANYWHERE) tests/ops; \
 	done
 	@echo '== tests/ops with one thread'
-	EVIDENS_TEST_THREADS=1 $(PYTEST) $(ANYWHERE) tests/ops
+	$(EACH_CORE) $(ANYWHERE) tests/ops
 	@if $(HAS_TRITON); then \
 		echo '== tests/kernels in the Triton interpreter'; \
-		TRITON_INTERPRET=1 $(PYTEST) tests/kernels; \
+		TRITON_INTERPRET=1 $(EACH_CORE) --dist loadfile tests/kernels; \
 	else \
 		echo '== tests/kernels skipped: triton is not installed (it has no package for this system)'; \
 	fi
