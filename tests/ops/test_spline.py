@@ -172,7 +172,11 @@ def test_bounds_by_feature(kind, dtype, inverse):
         check(spline(20, 3, 5, "nflows", tails, dtype, bound=given), inverse)
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.array, torch.tensor, Fraction], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [np.float32, np.array, torch.tensor, Fraction],
+    ids=["float32", "array", "tensor", "ratio"],
+)
 def test_a_bound_of_every_kind_of_number(kind):
     case = spline(20, 3, 5, "nflows", "linear", F64, bound=2.5)
     for a, b in zip(op(case.with_(bound=kind(2.5))), op(case)):

@@ -52,7 +52,8 @@ class MADE(Density):
         >>> import evidens, numpy as np
         >>> rng = np.random.default_rng(0)
         >>> X = np.repeat(rng.integers(2, size=(500, 1)), 4, 1)  # four equal bits: log(2) nats
-        >>> model = evidens.MADE(4, hidden=(32,)).fit(X, epochs=60, lr=1e-2, random_state=0)
+        >>> model = evidens.MADE(4, hidden=(32,))
+        >>> model = model.fit(X, epochs=60, batch_size=32, lr=1e-2, random_state=0)
         >>> round(model.score(X), 1)
         -0.7
         >>> model.sample(2, random_state=0).shape
@@ -60,6 +61,7 @@ class MADE(Density):
     """
 
     standard: Standardize
+    layers: nn.ModuleList
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class MADE(Density):
     def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
         z, logdet = self.standard(x)
         z, condition = z.to(self.dtype), self._condition(context, labels)
-        nets = list(self.layers)  # type: ignore[arg-type]
+        nets = list(self.layers)
         if self.training and len(nets) > 1:
             nets = [nets[int(torch.randint(len(nets), ()))]]
         terms = torch.stack([self._terms(net, z, condition).sum(1) for net in nets])
@@ -188,7 +190,7 @@ class MADE(Density):
         """Rows (n, D) as the network sees them, known values as they are, and the log-densities of
         all features given those before them.
         """
-        nets = list(self.layers)  # type: ignore[arg-type]
+        nets = list(self.layers)
         noise = ops.made_noise(
             self.output, n, self.features, seed=seed, dtype=self.dtype, device=self.device
         )
@@ -198,7 +200,7 @@ class MADE(Density):
         for i, net in enumerate(nets):
             at = ((u[:, 0] * len(nets)).long() == i).nonzero()[:, 0]
             c, k, v = (None if t is None else t[at] for t in (condition, known, values))
-            drawn = net.draw(noise[at], c, kind=self.output, known=k, values=v)
+            drawn = net.draw(noise[at], c, kind=self.output, known=k, values=v)  # type: ignore[operator]
             z[at] = drawn[0] if isinstance(drawn, tuple) else drawn
             terms[at] = self._terms(net, z[at], c)
         return z, terms
@@ -240,7 +242,8 @@ class MADE(Density):
             >>> import evidens, numpy as np
             >>> rng = np.random.default_rng(0)
             >>> X = np.repeat(rng.integers(2, size=(500, 1)), 4, 1)
-            >>> model = evidens.MADE(4, hidden=(32,)).fit(X, epochs=60, lr=1e-2, random_state=0)
+            >>> model = evidens.MADE(4, hidden=(32,))
+            >>> model = model.fit(X, epochs=60, batch_size=32, lr=1e-2, random_state=0)
             >>> model.impute([[np.nan, 1, np.nan, 1]], random_state=0)
             array([[1., 1., 1., 1.]])
         """

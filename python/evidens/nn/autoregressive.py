@@ -112,6 +112,10 @@ class MaskedMLP(nn.Module):
             ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])
         )
 
+    @property
+    def _stack(self) -> list[MaskedLinear]:
+        return list(self.layers)  # type: ignore[arg-type]
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(N, D, P) for x (N, D) and a context (N, context)."""
         check_features(self, x, self.features)
@@ -119,12 +123,13 @@ class MaskedMLP(nn.Module):
         n = x.shape[0]
         if self.one_hot:
             levels = torch.arange(self.one_hot, device=x.device)
-            x = (x[:, :, None] == levels).to(self.layers[0].weight.dtype)
+            x = (x[:, :, None] == levels).to(self._stack[0].weight.dtype)
             x = x.view(n, self.features * self.one_hot)
-        h = self.layers[0](x)
+        first, *others = self._stack
+        h = first(x)
         if self.entry is not None:
             h = h + self.entry(context)
-        for layer in list(self.layers)[1:]:
+        for layer in others:
             h = layer(self._between(h))
         return h.view(n, self.features, self.parameters_each)
 
@@ -143,8 +148,8 @@ class MaskedMLP(nn.Module):
         with torch.no_grad():
             return ops.made_sample(
                 noise,
-                [layer.weight for layer in self.layers],
-                [layer.bias for layer in self.layers],
+                [layer.weight for layer in self._stack],
+                [layer.bias for layer in self._stack],
                 [d.to(noise.device) for d in self.degrees],
                 activation=self.activation,
                 one_hot=self.one_hot,
