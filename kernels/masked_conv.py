@@ -16,8 +16,6 @@ import torch
 import triton
 from torch import Tensor
 
-from evidens.reference.masked_conv import live_links, live_weights
-
 from . import _masked_conv_products as products
 
 # Pixels, lanes and depth of a block, by the size of a number.
@@ -141,10 +139,24 @@ def _weight_sums(
     return sums.sum(0)
 
 
+def _links(in_degrees: Tensor, out_degrees: Tensor, strict: bool) -> Tensor:
+    """The mask (O, I) of a linear layer."""
+    seen = out_degrees[:, None]
+    return seen > in_degrees if strict else seen >= in_degrees
+
+
 def _live(weight: Tensor, taps: Sequence[int], strict: bool, groups: int) -> tuple[Tensor, Tensor]:
     """The mask of a weight, and its live taps (taps, O, C) with zeros where a channel is dead."""
-    live = live_weights(weight.shape, taps, strict, groups, weight.device)
-    places = torch.tensor(list(taps), dtype=torch.int64, device=weight.device)
+    (o, c, down, across), device = weight.shape, weight.device
+    places = torch.tensor(list(taps), dtype=torch.int64, device=device)
+    live = torch.zeros(o, c, down * across, dtype=torch.bool, device=device)
+    live[:, :, places] = True
+    centre = down * across // 2
+    if groups > 1 and centre in taps:
+        own = torch.arange(o, device=device)[:, None] // max(1, o // groups)
+        seen = torch.arange(c, device=device) // max(1, c // groups) + strict
+        live[:, :, centre] = own >= seen
+    live = live.view(weight.shape)
     chosen = torch.where(live, weight, 0.0).flatten(2).index_select(2, places)
     return live, chosen.permute(2, 0, 1)
 
@@ -239,7 +251,7 @@ def masked_linear(
     """The result (N, O)."""
     ins, in_order = in_degrees.sort(stable=True)
     outs, out_order = out_degrees.sort(stable=True)
-    dead = torch.where(live_links(in_degrees, out_degrees, strict), weight, 0.0)
+    dead = torch.where(_links(in_degrees, out_degrees, strict), weight, 0.0)
     packed = dead[out_order][:, in_order].T.contiguous()[None]
     limits = _degree_limits(outs, ins, strict, _PRODUCT[x.element_size()][1], False)
     shifts = _shifts((0,), (1, 1), 1, x.device)
@@ -264,7 +276,7 @@ def masked_linear_backward(
     """Gradients of x, weight and bias; (0,) for one that is not needed."""
     ins, in_order = in_degrees.sort(stable=True)
     outs, out_order = out_degrees.sort(stable=True)
-    live, size = live_links(in_degrees, out_degrees, strict), x.element_size()
+    live, size = _links(in_degrees, out_degrees, strict), x.element_size()
     shifts = _shifts((0,), (1, 1), 1, x.device)
     given = _image(grad_y[:, out_order])
     grad_x = grad_weight = grad_bias = x.new_empty((0,))
