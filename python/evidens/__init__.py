@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MaskedAutoregressiveFlow,
         MultinomialHMM,
         NeuralSplineFlow,
+        PixelCNN,
         PoissonHMM,
         RealNVP,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "MaskedAutoregressiveFlow",
     "MultinomialHMM",
     "NeuralSplineFlow",
+    "PixelCNN",
     "PoissonHMM",
     "RealNVP",
     "backend",

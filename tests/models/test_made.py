@@ -173,8 +173,9 @@ def test_errors(call, words):
         call()
 
 
-def test_impossible_rows_of_tensors():
-    model = made("bernoulli")
+@pytest.mark.parametrize(("output", "levels"), [("bernoulli", None), ("categorical", 2)])
+def test_impossible_rows_of_tensors(output, levels):
+    model = made(output, levels)
     x = torch.tensor([[0.0, 1, 2], [0, 1, 0], [math.nan, 0, 0]], dtype=F64)
     density = model.log_prob(x)
     assert density[0] == -math.inf

@@ -12,6 +12,7 @@ from evidens.models.hmm_discrete import CategoricalHMM, MultinomialHMM
 from evidens.models.hmm_gaussian import GaussianHMM
 from evidens.models.hmm_mixture import GMMHMM
 from evidens.models.made import MADE
+from evidens.models.pixelcnn import PixelCNN
 
 __all__ = [
     "GMMHMM",
@@ -26,6 +27,7 @@ __all__ = [
     "MaskedAutoregressiveFlow",
     "MultinomialHMM",
     "NeuralSplineFlow",
+    "PixelCNN",
     "PoissonHMM",
     "RealNVP",
 ]

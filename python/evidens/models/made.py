@@ -135,8 +135,8 @@ class MADE(Density):
         if self.output == "bernoulli":
             return -nn.functional.softplus((1 - 2 * z) * raw[:, :, 0])
         if self.output == "categorical":
-            at = z.to(torch.int64)[:, :, None]
-            return raw.log_softmax(2).gather(2, at)[:, :, 0]
+            at = torch.where(z.isnan(), 0, z).to(torch.int64)[:, :, None]
+            return raw.log_softmax(2).gather(2, at)[:, :, 0] + 0 * z  # NaN is no level
         weights = None
         if self.output == "gaussian":
             mean, log_scale = raw[:, :, :1], raw[:, :, 1:]

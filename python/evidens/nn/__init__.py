@@ -13,6 +13,7 @@ from evidens.nn.coupling import AffineCoupling
 from evidens.nn.linear import Invertible1x1Conv, InvertibleLinear, Permutation
 from evidens.nn.masked import MaskedConv2d, MaskedLinear
 from evidens.nn.multiscale import Split, Squeeze
+from evidens.nn.pixels import PixelNet
 from evidens.nn.spline import SplineCoupling
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MaskedLinear",
     "MaskedMLP",
     "Permutation",
+    "PixelNet",
     "SplineAutoregressive",
     "SplineCoupling",
     "Split",

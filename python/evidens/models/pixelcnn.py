@@ -1,0 +1,237 @@
+"""`PixelCNN`: a density of images, pixel by pixel, in one pass of masked convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evidens import ops
+from evidens.models._arrays import returned
+from evidens.models._density import Density
+from evidens.models._density_input import check_finite, contexts, label_numbers, rows
+from evidens.models._density_state import check_sizes, evaluating, seed_of
+from evidens.models.flow_scaling import Standardize
+from evidens.nn.pixels import PixelNet
+
+OUTPUTS = ("bernoulli", "categorical", "logistic")
+
+
+class PixelCNN(Density):
+    """Autoregressive density of images of integers: ``p(x) = prod p(pixel | pixels before it)``.
+
+    Args:
+        shape: (C, H, W).
+        levels: K; pixels are 0 .. K - 1.
+        output: ``"bernoulli"`` (two levels), ``"categorical"``, or ``"logistic"``: the discretized
+            mixture of logistics of PixelCNN++, for one or three channels.  None: bernoulli for two
+            levels, else categorical.
+        terms: M of ``"logistic"``.
+        context, classes: as in `evidens.RealNVP`.
+        hidden, layers, kernel, first_kernel, gated, dropout: as in `evidens.nn.PixelNet`.
+        one_hot: the network sees levels one-hot, not as numbers.
+
+    Colours come one after the other, red first; with ``"logistic"`` all at once, coupled by its
+    coefficients.
+
+    Raises:
+        ValueError: a size out of range, an output that does not fit the shape or the levels.
+
+    Source: van den Oord, Kalchbrenner and Kavukcuoglu, Pixel recurrent neural networks (2016);
+    Salimans, Karpathy, Chen and Kingma, PixelCNN++ (2017).
+
+    Example:
+        >>> import evidens, numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.repeat(rng.integers(2, size=(300, 1, 4, 1)), 4, 3)  # rows of one bit each
+        >>> model = evidens.PixelCNN((1, 4, 4), levels=2, hidden=8, layers=1, first_kernel=3)
+        >>> model = model.fit(X, epochs=40, batch_size=32, lr=1e-2, random_state=0)
+        >>> model.bits_per_dim(X) < 0.3  # 4 bits for 16 pixels
+        True
+        >>> model.sample(2, random_state=0).shape
+        (2, 1, 4, 4)
+    """
+
+    standard: Standardize
+    layers: PixelNet
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        levels: int = 256,
+        output: str | None = None,
+        terms: int = 10,
+        context: int = 0,
+        classes: int = 0,
+        hidden: int = 64,
+        layers: int = 5,
+        kernel: int = 3,
+        first_kernel: int = 7,
+        gated: bool = False,
+        one_hot: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        settings["shape"] = [int(size) for size in shape]
+        name = type(self).__name__
+        check_sizes(
+            name, shape, context, classes, None, None, terms=terms, hidden=hidden, layers=layers
+        )
+        output = output or ("bernoulli" if levels == 2 else "categorical")
+        if len(shape) != 3:
+            raise ValueError(f"{name}: shape must be (C, H, W), got {tuple(shape)}")
+        channels = int(shape[0])
+        if output not in OUTPUTS or levels < 2 or (output == "bernoulli" and levels != 2):
+            raise ValueError(
+                f"{name}: expected output one of {', '.join(OUTPUTS)} and levels of at least 2, 2 "
+                f"for bernoulli, got {output!r} and {levels}"
+            )
+        if output == "logistic" and channels not in (1, 3):
+            raise ValueError(f"{name}: output 'logistic' has 1 or 3 channels, got {channels}")
+        groups = 1 if output == "logistic" else channels
+        if hidden % groups:
+            raise ValueError(
+                f"{name}: hidden must be a multiple of the {groups} channels, got {hidden}"
+            )
+        outputs = {
+            "bernoulli": channels,
+            "categorical": channels * levels,
+            "logistic": terms * (3 if channels == 1 else 10),
+        }[output]
+        net = PixelNet(
+            channels,
+            outputs,
+            hidden=hidden,
+            layers=layers,
+            kernel=kernel,
+            first_kernel=first_kernel,
+            groups=groups,
+            gated=gated,
+            context=context + classes,
+            one_hot=levels if one_hot else 0,
+            dropout=dropout,
+        )
+        super().__init__(
+            shape,
+            net,
+            Standardize(shape, by="none", context=context),
+            context=context,
+            classes=classes,
+            levels=levels,
+            settings=settings,
+        )
+        self.output = output
+        # Levels on [-1, 1].
+        self.input_map = (1.0, 0.0) if one_hot else (2.0 / (levels - 1), -1.0)
+
+    # --- densities -------------------------------------------------------------------------------
+
+    def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
+        (a, b), levels = self.input_map, torch.where(x.isnan(), 0, x)
+        seen = self.layers.shown(x.to(self.dtype)).to(self.dtype) * a + b
+        params = self.layers(seen, self._condition(context, labels))
+        if self.output == "bernoulli":
+            terms = -nn.functional.softplus((1 - 2 * levels.to(params.dtype)) * params)
+        elif self.output == "categorical":
+            at = levels.to(torch.int64)[:, :, None]
+            split = params.unflatten(1, (self.shape[0], -1))
+            terms = split.log_softmax(2).gather(2, at)
+        else:
+            terms = ops.logistic_mixture_log_prob(
+                levels.to(params.dtype), params, levels=self.levels or 2
+            )
+        return terms.flatten(1).sum(1) + (0 * x).flatten(1).sum(1)  # NaN is no level
+
+    # --- draws -----------------------------------------------------------------------------------
+
+    def sample(
+        self, n: int = 1, context: Any = None, y: Any = None, *, random_state: Any = None
+    ) -> Any:
+        """Draw images, by the arithmetic of one pass of the network.
+
+        Args:
+            n: number of images, not negative.
+            context: (n, K), or one row (K,) for all draws.
+            y: (n,) labels, or one for all draws; None draws classes by their frequency.
+            random_state: seed or generator; None takes torch's.  An image depends on the seed and
+                on its number, not on n.
+
+        Returns:
+            (n, C, H, W) integers; a tensor or an array as in `evidens.RealNVP.sample`.
+
+        Raises:
+            ValueError: a missing or wrong context, an unknown label, a negative n.
+        """
+        if n < 0:
+            raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
+        seed = seed_of(random_state)
+        c = contexts(self, context, n)
+        if c is not None and not isinstance(context, Tensor):
+            check_finite(self, c, "context")
+        labels = self._labels_of_draws(y, n, seed)
+        with torch.no_grad(), evaluating(self):
+            x = self._fill(n, self._condition(c, labels), seed)
+            return self._as_asked(x, context, y)
+
+    def _fill(
+        self,
+        n: int,
+        condition: Tensor | None,
+        seed: int,
+        known: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
+        noise = ops.pixelcnn_noise(
+            self.output, n, *self.shape, seed=seed, dtype=self.dtype, device=self.device
+        )
+        assert self.levels is not None
+        return self.layers.draw(
+            noise,
+            condition,
+            kind=self.output,
+            levels=self.levels,
+            known=known,
+            values=values,
+            input_map=self.input_map,
+        )
+
+    def impute(
+        self, X: Any, context: Any = None, y: Any = None, *, random_state: Any = None
+    ) -> Any:
+        """Fill in NaN by draws, pixel by pixel: what stands before a pixel decides, known or drawn.
+
+        A draw from the conditional where the known pixels come first in raster order, as the upper
+        part of an image does; what is known further on does not look back.
+
+        Args:
+            X: array-like or tensor (N, C, H, W), or (N, C H W), NaN where a value is missing.
+            context, y: as in `log_prob`; a model with classes needs y.
+            random_state: of the draws.
+
+        Returns:
+            (N, C, H, W), what X is; known values as they are.
+
+        Raises:
+            ValueError: levels out of range, classes without y.
+        """
+        self._needs_label(y)
+        x = rows(self, X).detach()
+        missing = x.isnan()
+        filled = torch.where(missing, 0, x)
+        if not self._possible(filled).all():
+            wrong = filled[~self._possible(filled)][0].item()
+            raise ValueError(
+                f"{type(self).__name__}: X must hold integers from 0 to {(self.levels or 0) - 1}, "
+                f"got {wrong}"
+            )
+        c, labels = contexts(self, context, len(x)), label_numbers(self, y, len(x))
+        with torch.no_grad(), evaluating(self):
+            drawn = self._fill(
+                len(x), self._condition(c, labels), seed_of(random_state), ~missing,
+                filled.to(self.dtype),
+            )  # fmt: skip
+        result = torch.where(missing, drawn.to(x.dtype), x)
+        return returned(result if isinstance(X, Tensor) else result.cpu(), X)
