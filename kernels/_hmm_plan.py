@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+
+from ._device import on
 
 # Sequences from which a program takes a block of them: 16 for each of an H200's multiprocessors.
 _DOT_SEQUENCES = 16 * 132
@@ -108,5 +109,5 @@ def launch(kernel, programs: int, warps: int, x: Tensor, *args, **constants) -> 
     if not programs:  # nothing is marked, usually; then nothing is compiled either
         return
     # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+    with on(x):
         kernel[(programs,)](x, *args, **constants, num_warps=warps, enable_fp_fusion=True)

@@ -11,7 +11,6 @@ other.  The kernel runs in Triton's interpreter and compiles for sm_90; it has n
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import coupling, spline
+from ._device import on
 from ._made_draws import activate, draw
 
 _SPLINE = 4
@@ -186,10 +186,6 @@ def _schedule(levels: list[_Level], parameters: int, width: int) -> tuple[list[l
     return jobs, rows[last]
 
 
-def _on(t: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
-
-
 def made_sample(
     noise: Tensor,
     weights: list[Tensor],
@@ -247,7 +243,7 @@ def made_sample(
         tuple(options), inverse, noise.dtype, noise.device,
     )  # fmt: skip
     constants = call.constants | {"MAP": spline_map if kind == _SPLINE else scale_map}
-    with _on(noise):
+    with on(noise):
         made_kernel[(triton.cdiv(n, _ROWS),)](
             torch.tensor(jobs, **index),
             torch.cat(packed),

@@ -8,7 +8,6 @@ interpreter and compile for sm_90; they have not yet run on a GPU.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 
@@ -17,6 +16,7 @@ import triton
 from torch import Tensor
 
 from . import _coupling_maps
+from ._device import on
 
 _BOUNDED = 6  # the scale map whose constant is a slope
 _LARGEST_BLOCK, _ELEMENTS_OF_A_WARP = 1024, 256
@@ -27,10 +27,6 @@ _ACTNORM_BLOCK, _ACTNORM_PROGRAMS = 1024, 64
 def _constant(scale_map: int, clamp: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     value = -1 / math.log(clamp) if scale_map == _BOUNDED else clamp
     return torch.tensor([value], dtype=dtype, device=device)
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _spatial(t: Tensor | None) -> Tensor | None:
@@ -62,7 +58,7 @@ def _launch(
         return
     scale, shift = _spatial(scale), _spatial(shift)
     strides = [s for t in (scale, shift) for s in ((0, 0) if t is None else t.stride()[:2])]
-    with _on(x):
+    with on(x):
         _coupling_maps.affine_kernel[(n * chunks,)](
             x,
             scale,
@@ -156,7 +152,7 @@ def _actnorm(
 ) -> Tensor:
     out, places = x.new_empty(x.shape), math.prod(x.shape[2:])
     if x.numel():
-        with _on(x):
+        with on(x):
             _coupling_maps.actnorm_kernel[(triton.cdiv(x.numel(), _ACTNORM_BLOCK),)](
                 x,
                 log_scale.contiguous(),
@@ -197,7 +193,7 @@ def actnorm_backward(
     programs = min(_ACTNORM_PROGRAMS, triton.cdiv(count, _ACTNORM_BLOCK))
     sums = x.new_zeros((channels, programs, 2), dtype=torch.float64)
     if x.numel():
-        with _on(x):
+        with on(x):
             _coupling_maps.actnorm_sums_kernel[(channels * programs,)](
                 x,
                 grad_y,

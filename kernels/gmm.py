@@ -16,7 +16,6 @@ any product, so float32 is safe far from the origin.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import triton
 from torch import Tensor
 
 from . import _gmm_diagonal, _gmm_product
+from ._device import on
 
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 
@@ -386,5 +386,5 @@ def _tile(kernel: str, like: Tensor, columns: int) -> Tile:
 
 def _launch(kernel, programs: int, warps: int, x: Tensor, *args, **constants) -> None:
     # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+    with on(x):
         kernel[(programs,)](x, *args, **constants, num_warps=warps, enable_fp_fusion=True)

@@ -5,20 +5,15 @@ The kernels run in Triton's interpreter and compile for sm_90; they have not yet
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
 from evidens.kernels import _logistic_mixture_bins as bins
 
+from ._device import on
+
 _BLOCK, _WARPS = 128, 4  # pixels of a program
-
-
-def _on(t: Tensor) -> Any:
-    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
 def _by_places(t: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -54,7 +49,7 @@ def _run(
     params, strides = _by_places(params)
     to = (0, 0, 0) if slopes is None else _by_places(slopes)[1]
     blocks, block = _cut(n, h * w)
-    with _on(params):
+    with on(params):
         bins.log_prob_kernel[(n * blocks,)](
             x.contiguous(),
             params,
@@ -112,7 +107,7 @@ def sample(
         return out
     params, strides = _by_places(params)
     blocks, block = _cut(n, h * w)
-    with _on(params):
+    with on(params):
         bins.sample_kernel[(n * blocks,)](
             params,
             out,

@@ -8,7 +8,6 @@ kernels run in Triton's interpreter and compile for sm_90; they have not yet run
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -17,16 +16,13 @@ import triton
 from torch import Tensor
 
 from . import _masked_conv_products as products
+from ._device import on
 
 # Pixels, lanes and depth of a block, by the size of a number.
 _PRODUCT = {4: (64, 64, 32), 8: (32, 32, 16)}
 # Pixels, lanes and channels.
 _WEIGHT = {4: (32, 64, 32), 8: (16, 32, 16)}
 _SLAB, _SLABS = 2048, 64
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,7 +67,7 @@ def _product(
     total = n * height * width
     if total == 0:
         return out
-    with _on(x):
+    with on(x):
         products.product_kernel[(triton.cdiv(total, pixels) * triton.cdiv(lanes, lane_block),)](
             x,
             weights,
@@ -112,7 +108,7 @@ def _weight_sums(
     sums = x.new_zeros((slabs, taps, channels, lanes), dtype=torch.float64)
     blocks = triton.cdiv(lanes, lane_block) * triton.cdiv(channels, channel_block)
     if total and taps:
-        with _on(x):
+        with on(x):
             products.weight_kernel[(slabs * taps * blocks,)](
                 x,
                 grad_y,

@@ -5,12 +5,12 @@ The kernel runs in Triton's interpreter and compiles for sm_90; it has not yet r
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ._device import on
 
 _BLOCK_ROWS, _BLOCK_COLUMNS, _WARPS = 4, 256, 4
 
@@ -70,7 +70,7 @@ def philox_uniform(
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     grid = (triton.cdiv(rows, _BLOCK_ROWS) * triton.cdiv(columns, _BLOCK_COLUMNS),)
     seed, step = _signed(seed, 64), _signed(step, 32)
-    with torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext():
+    with on(out):
         _uniform_kernel[grid](
             out,
             seed,

@@ -14,7 +14,6 @@ same bits.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ._device import on
 from ._spline_backward import backward_kernel
 from ._spline_forward import forward_kernel
 
@@ -235,7 +235,7 @@ def _launch(kernel, programs: int, x: Tensor, *args, **constants) -> None:
     if not programs:
         return
     # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+    with on(x):
         kernel[(programs,)](x, *args, **constants, num_warps=_WARPS, enable_fp_fusion=True)
 
 
