@@ -13,13 +13,18 @@ import torch
 
 from evidens import _C as library
 
-__all__ = ["empty", "library", "pool"]
+__all__ = ["address", "empty", "library", "pool"]
 
 _LARGE = 1 << 22  # bytes from which a result asks for huge pages
 
 
-def _address(handle: ctypes.CDLL, symbol: str) -> int:
+def _symbol(handle: ctypes.CDLL, symbol: str) -> int:
     return ctypes.cast(getattr(handle, symbol), ctypes.c_void_p).value or 0
+
+
+def address(t: torch.Tensor | None) -> int:
+    """Where the numbers of a tensor lie; 0 for none."""
+    return 0 if t is None else t.data_ptr()
 
 
 def empty(
@@ -43,7 +48,7 @@ def _bind() -> str:
     handle = ctypes.CDLL(torch._C.__file__)
     try:
         library.set_pool(
-            _address(handle, "torch_parallel_for"), _address(handle, "torch_get_num_threads")
+            _symbol(handle, "torch_parallel_for"), _symbol(handle, "torch_get_num_threads")
         )
     except AttributeError as error:
         raise ImportError(

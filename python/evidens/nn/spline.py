@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evidens import ops
 from evidens.nn.coupling import Coupling, coupling_mask
-from evidens.ops.spline import coupling_settings
+from evidens.ops._spline_arguments import coupling_settings
 
 # Derivatives of a spline with tails of one kind, less the bins.
 DERIVATIVES = {"linear": -1, "circular": 0, "none": 1}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from evidens.ops import _checks as checks
-from evidens.ops import spline as splines
 from evidens.ops._coupling_arguments import scale_code
+from evidens.ops._spline_arguments import coupling_settings
 from evidens.reference.autoregress import KINDS, SPLINE
 
 #: By name: the kind of the inner op, and the numbers of noise of one feature.
@@ -40,13 +40,6 @@ class Spline(NamedTuple):
     tails: list[int] = [1]  # noqa: RUF012
     box: list[float] = [-1.0, 1.0, -1.0, 1.0]  # noqa: RUF012
     options: list[float] = [0.0, 0.0, 0.0, 1.0, 0.5, 1.0]  # noqa: RUF012
-
-
-def choice(op: str, name: str, value: Any, names: Sequence[str]) -> int:
-    """The place of ``value`` among ``names``."""
-    if value not in names:
-        raise ValueError(f"evidens.{op}: {name} must be one of {', '.join(names)}, got {value!r}")
-    return names.index(value)
 
 
 def kind_of(op: str, kind: str) -> str:
@@ -131,13 +124,8 @@ def network(
                 f"evidens.{op}: biases[{i}] must have shape ({units},), got {tuple(bias.shape)}"
             )
         for kind, t in (("weights", weight), ("biases", bias)):
-            if t is not None and (t.dtype is not noise.dtype or t.device != noise.device):
-                name = f"{kind}[{i}]"
-                raise TypeError(
-                    f"evidens.{op}: all arguments need one dtype and one device; noise is "
-                    f"{noise.dtype} on {noise.device}, {name} is {t.dtype} on {t.device}. "
-                    f"Convert with {name}.to(noise)."
-                )
+            if t is not None:
+                checks.alike(op, f"{kind}[{i}]", t, noise, "noise")
         below = units
     if features and (below % features or below == 0):
         raise ValueError(
@@ -162,11 +150,7 @@ def like(op: str, name: str, t: Tensor, noise: Tensor, letters: str, shape: tupl
         raise ValueError(
             f"evidens.{op}: {name} must have shape {letters} = {shape}, got {tuple(t.shape)}"
         )
-    if t.dtype is not noise.dtype or t.device != noise.device:
-        raise TypeError(
-            f"evidens.{op}: all arguments need one dtype and one device; noise is {noise.dtype} "
-            f"on {noise.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(noise)."
-        )
+    checks.alike(op, name, t, noise, "noise")
 
 
 def partial(
@@ -232,22 +216,8 @@ def spline_settings(
         )
     bins = int(given.pop("bins"))
     w = words | given
-    choice(op, "parameters of spline", w["parameters"], _MAPS)
-    settings = splines._settings(
-        op,
-        w["parameters"],
-        splines._hashable(op, "tails", w["tails"]),
-        splines._hashable(op, "bound", w["bound"]),
-        features,
-        bins,
-        parameters - 2 * bins,
-        w["min_width"],
-        w["min_height"],
-        w["min_derivative"],
-        w["slope"],
-        bool(w["identity_init"]),
-        w["logit_scale"],
-    )
+    checks.choice(op, "parameters of spline", w["parameters"], _MAPS)
+    settings = coupling_settings(features, bins, parameters, **w, op=op)
     return Spline(bins, *settings)
 
 

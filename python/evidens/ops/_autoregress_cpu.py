@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from evidens._native import library
+from evidens._native import address, library
 from evidens.reference.spline import LINEAR
 
 
@@ -67,14 +67,14 @@ def made_sample(
         inverse,
         clamp,
         [(w.data_ptr(), w.stride(0)) for w in matrices],
-        [0 if b is None else b.data_ptr() for b in vectors],
+        [address(b) for b in vectors],
         [o.data_ptr() for o in orders],
         [o.shape[0] for o in orders],
         noise.data_ptr(),
-        0 if context is None else context.data_ptr(),
+        address(context),
         0 if context is None else context.shape[1],
-        0 if known is None else known.data_ptr(),
-        0 if values is None else values.data_ptr(),
+        address(known),
+        address(values),
         bins,
         spline_map,
         first_slope,

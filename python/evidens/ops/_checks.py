@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +53,31 @@ def arguments(
                 f"{what()}, got {tuple(t.shape)}"
             )
         if t.dtype is not dtype or t.device != device:
-            raise TypeError(
-                f"evidens.{op}: all arguments need one dtype and one device; x is {dtype} on "
-                f"{device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
-            )
+            raise mixed(op, name, t, x)
+
+
+def mixed(op: str, name: str, t: Tensor, x: Tensor, other: str = "x") -> TypeError:
+    """The error for an argument of another dtype or device than ``x``, named ``other``."""
+    return TypeError(
+        f"evidens.{op}: all arguments need one dtype and one device; {other} is {x.dtype} on "
+        f"{x.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to({other})."
+    )
+
+
+def alike(op: str, name: str, t: Tensor, x: Tensor, other: str = "x") -> None:
+    """Refuses an argument of another dtype or device than ``x``."""
+    if t.dtype is not x.dtype or t.device != x.device:
+        raise mixed(op, name, t, x, other)
+
+
+def choice(op: str, name: str, value: Any, names: Sequence[str]) -> int:
+    """The place of ``value`` among ``names``."""
+    try:
+        return names.index(value)
+    except ValueError:
+        raise ValueError(
+            f"evidens.{op}: {name} must be one of {', '.join(names)}, got {value!r}"
+        ) from None
 
 
 def readable() -> bool:

@@ -103,11 +103,7 @@ def like(op: str, name: str, t: Tensor, x: Tensor, letters: str, want: tuple[int
             f"evidens.{op}: {name} must have shape {letters} = {want} for x {tuple(x.shape)}, "
             f"got {tuple(t.shape)}"
         )
-    if t.dtype is not x.dtype or t.device != x.device:
-        raise TypeError(
-            f"evidens.{op}: all arguments need one dtype and one device; x is {x.dtype} on "
-            f"{x.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
-        )
+    checks.alike(op, name, t, x)
 
 
 def _has_values(t: Tensor) -> bool:

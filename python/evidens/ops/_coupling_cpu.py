@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from evidens._native import empty, library
+from evidens._native import address, empty, library
 from evidens.ops import _checks as checks
 
 __all__ = ["actnorm", "actnorm_backward", "affine_coupling", "affine_coupling_backward"]
@@ -80,8 +80,8 @@ def _run(
         shift_at,
         shift_row,
         shift_channel,
-        0 if y is None else y.data_ptr(),
-        0 if logdet is None else logdet.data_ptr(),
+        address(y),
+        address(logdet),
         *(others or _NO_GRADIENTS),
     )
     if bad:
@@ -91,10 +91,6 @@ def _run(
 
 # grad_y and its row stride, grad_logdet and its stride, grad_x, grad_scale, grad_shift.
 _NO_GRADIENTS = (0,) * 7
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _results(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,9 +147,9 @@ def affine_coupling_backward(
         inverse,
         None,
         None,
-        _address(grad_y),
+        address(grad_y),
         0 if grad_y is None else grad_y.stride(0),
-        _address(grad_logdet),
+        address(grad_logdet),
         0 if grad_logdet is None else grad_logdet.stride(0),
         grad_x.data_ptr() if need_x else 0,
         grad_scale.data_ptr() if need_scale else 0,

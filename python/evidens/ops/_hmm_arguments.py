@@ -135,12 +135,7 @@ def matching(
             f"evidens.{op}: {name} must have shape {want} for log_obs {tuple(log_obs.shape)}, "
             f"got {tuple(t.shape)}"
         )
-    if t.dtype is not log_obs.dtype or t.device != log_obs.device:
-        raise TypeError(
-            f"evidens.{op}: all arguments need one dtype and one device; log_obs is "
-            f"{log_obs.dtype} on {log_obs.device}, {name} is {t.dtype} on {t.device}. "
-            f"Convert with {name}.to(log_obs)."
-        )
+    checks.alike(op, name, t, log_obs, "log_obs")
 
 
 _Inner = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

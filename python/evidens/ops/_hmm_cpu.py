@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evidens._native import empty, library
+from evidens._native import address, empty, library
 
 __all__ = ["best_path", "draw_paths", "forward", "log_likelihood", "posteriors"]
 
@@ -14,10 +14,6 @@ _LOG_LIKELIHOOD, _FORWARD, _POSTERIORS, _BEST_PATH, _DRAW_PATHS = range(5)
 
 # log_obs, initial, transition, starts, lengths, and where the transitions of each sequence begin.
 _Where = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _run(
@@ -53,12 +49,12 @@ def _run(
         transition.data_ptr(),
         first_step.data_ptr() if transition.ndim == 3 else 0,
         first_step.data_ptr() if per_step else 0,
-        _address(weight),
+        address(weight),
         total.data_ptr(),
-        _address(posteriors),
-        _address(first),
-        _address(second),
-        _address(paths),
+        address(posteriors),
+        address(first),
+        address(second),
+        address(paths),
         draws,
         seed & 0xFFFFFFFFFFFFFFFF,
     )

@@ -58,14 +58,6 @@ def ready_features(
         return False
 
 
-def _like(op: str, name: str, t: Tensor, x: Tensor) -> None:
-    if t.dtype is not x.dtype or t.device != x.device:
-        raise TypeError(
-            f"evidens.{op}: all arguments need one dtype and one device; x is {x.dtype} on "
-            f"{x.device}, {name} is {t.dtype} on {t.device}. Convert with {name}.to(x)."
-        )
-
-
 def _not_empty(op: str, weight: Tensor) -> None:
     if 0 in weight.shape:
         raise ValueError(
@@ -82,7 +74,7 @@ def _bias(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"evidens.{op}: bias must have shape (O,) = ({weight.shape[0]},) for weight "
             f"{tuple(weight.shape)}, got {tuple(bias.shape)}"
         )
-    _like(op, "bias", bias, x)
+    checks.alike(op, "bias", bias, x)
 
 
 def images(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -106,7 +98,7 @@ def images(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"{down} x {across}; pad it with zeros to {down + 1 - down % 2} x "
             f"{across + 1 - across % 2}"
         )
-    _like(op, "weight", weight, x)
+    checks.alike(op, "weight", weight, x)
     _bias(op, x, weight, bias)
 
 
@@ -178,7 +170,7 @@ def features(
             f"{tuple(weight.shape)}"
         )
     _not_empty(op, weight)
-    _like(op, "weight", weight, x)
+    checks.alike(op, "weight", weight, x)
     _bias(op, x, weight, bias)
     o, i = weight.shape
     _integers(op, "in_degrees", in_degrees, x, "I", i)

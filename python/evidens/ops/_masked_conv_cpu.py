@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evidens._native import empty, library
+from evidens._native import address, empty, library
 
 __all__ = ["masked_conv2d", "masked_conv2d_backward", "masked_linear", "masked_linear_backward"]
 
@@ -39,10 +39,6 @@ def _contiguous_planes(t: Tensor, channels: int, places: int) -> Planes:
     return t.data_ptr(), channels * places, 1 if channels == 1 else places, 1
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def masked_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: list[int], strict: bool, groups: int
 ) -> Tensor:
@@ -68,7 +64,7 @@ def masked_conv2d(
         strict,
         planes,
         weight.data_ptr(),
-        _address(bias),
+        address(bias),
         _contiguous_planes(y, o, h * w),
         _NONE,
         0,
@@ -168,18 +164,18 @@ def _linear(
         y.shape[1],
         degrees[0].data_ptr(),
         degrees[1].data_ptr(),
-        _address(in_order),
-        _address(out_order),
+        address(in_order),
+        address(out_order),
         strict,
         given.data_ptr(),
         given.stride(0),
         weight.data_ptr(),
-        _address(bias),
+        address(bias),
         other.data_ptr(),
         other.stride(0),
-        _address(grad_x),
-        _address(grad_weight),
-        _address(grad_bias),
+        address(grad_x),
+        address(grad_weight),
+        address(grad_bias),
     )
     if ok == 0:
         return

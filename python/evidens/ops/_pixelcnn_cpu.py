@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evidens._native import library
+from evidens._native import address, library
 from evidens.reference.pixelcnn import LOGISTIC
 
 
@@ -41,8 +41,8 @@ def pixelcnn_sample(
         nodes.append(
             (
                 weight.data_ptr() if weight.numel() else 0,
-                0 if bias is None else bias.data_ptr(),
-                0 if context is None else context.data_ptr(),
+                address(bias),
+                address(context),
                 weight.shape[0],
                 weight.shape[2],
                 weight.shape[3],
@@ -74,8 +74,8 @@ def pixelcnn_sample(
         nodes,
         bytes(taps).decode(),
         noise.data_ptr(),
-        0 if known is None else known.data_ptr(),
-        0 if values is None else values.data_ptr(),
+        address(known),
+        address(values),
         x.data_ptr(),
     )
     return x

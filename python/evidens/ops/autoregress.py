@@ -206,7 +206,7 @@ def made_sample(
         )
     noise = noise.unsqueeze(2) if draws == 1 else noise
     n, d = noise.shape[:2]
-    code = given.choice(op, "activation", activation, ACTIVATIONS)
+    code = checks.choice(op, "activation", activation, ACTIVATIONS)
     way = given.way(op, name, scale_map, clamp, inverse)
     name = "affine" if name == "gaussian" else name
     if one_hot < 0 or (one_hot and name not in ("bernoulli", "categorical")):
