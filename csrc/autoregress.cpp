@@ -249,7 +249,7 @@ template <class T> struct Block {
     if (p.context_units > 0)
       transpose_in(static_cast<const T *>(p.context) + begin * p.context_units, p.context_units, 1, rows,
                    p.context_units, lanes, context);
-    if (p.known != nullptr) {
+    if (p.known != nullptr && !p.stepwise) {
       transpose_in(static_cast<const T *>(p.values) + begin * d, d, 1, rows, d, lanes, x);
       const uint8_t *given = p.known + begin * d;
       for (int64_t f = 0; f < d; ++f)
@@ -283,10 +283,36 @@ template <class T> struct Block {
     if (hidden && !job.partial) activate<T>(p.activation, job.rows * lanes, s.out);
   }
 
+  // What is known of a feature now; whether anything is.
+  bool look(int64_t f) {
+    bool some = false;
+    for (int64_t n = 0; n < rows; ++n) {
+      const int64_t place = (begin + n) * p.features + f;
+      const bool given = p.known[place];
+      some = some || given;
+      known[f * lanes + n] = given ? T(1) : T(0);
+      x[f * lanes + n] = given ? static_cast<const T *>(p.values)[place] : T(0);
+    }
+    for (int64_t n = rows; n < lanes; ++n) known[f * lanes + n] = x[f * lanes + n] = T(0);
+    return some;
+  }
+  void show(int64_t f) const {
+    for (int64_t n = 0; n < rows; ++n) static_cast<T *>(p.x)[(begin + n) * p.features + f] = x[f * lanes + n];
+  }
+  void hand_out() const {  // before the draw, which may spoil them
+    constexpr int W = width<T>;
+    T *out = static_cast<T *>(p.given) + begin * p.parameters;
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t i = 0; i < p.parameters; ++i)
+        out[n * p.parameters + i] = params[n / W * W * p.parameters + i * W + n % W];
+  }
+
   void draw(int64_t place) {
     constexpr int W = width<T>;
     const int64_t f = p.order[place];
-    Draw<T> d = {p, nullptr, spare, nullptr, lanes, p.known != nullptr, {}, {}, f, {}};
+    if (p.stepwise) hand_out();
+    const bool some_known = p.stepwise ? look(f) : p.known != nullptr;
+    Draw<T> d = {p, nullptr, spare, nullptr, lanes, some_known, {}, {}, f, {}};
     for (int64_t n = 0; n < lanes; n += W) {
       T *value = x + f * lanes + n;
       d.params = params + n * p.parameters;
@@ -306,23 +332,25 @@ template <class T> struct Block {
           store(level[0] + (place * p.levels + k) * lanes + n, drawn == T(k) ? broadcast<T>(T(1)) : Vec<T>{});
       }
     }
+    if (p.stepwise) show(f);
   }
 
   void finish() {
-    transpose_out(x, lanes, rows, p.features, static_cast<T *>(p.x) + begin * p.features);
+    if (!p.stepwise) transpose_out(x, lanes, rows, p.features, static_cast<T *>(p.x) + begin * p.features);
     for (int64_t n = 0; n < rows; ++n) static_cast<T *>(p.logdet)[begin + n] = T(logdet[n]);
   }
 };
 
 template <class T> int64_t scratch_bytes(const MadeParams &p) { return Block<T>::bytes(p); }
-template <class T> void run(int64_t begin, int64_t end, const MadeParams &p, void *scratch) {
+template <class T>
+void run(int64_t begin, int64_t end, int64_t first, int64_t last, const MadeParams &p, void *scratch) {
   Block<T> block(begin, end, p, scratch);
-  block.start();
-  for (int64_t j = 0; j < p.jobs; ++j) {
+  if (first == 0) block.start();
+  for (int64_t j = first; j < last; ++j) {
     if (p.job[j].task == evidens::kDraw) block.draw(p.job[j].first);
     else block.multiply(p.job[j]);
   }
-  block.finish();
+  if (p.stepwise || last == p.jobs) block.finish();
 }
 
 }  // namespace

@@ -69,6 +69,7 @@ struct MadeParams {
   int64_t held;           // parameters that wait in a panel, at most
   const int64_t *order;   // (D,) features in the order of their degrees
   int64_t context_units;  // of a row of context; 0: none
+  int32_t stepwise;       // known and values are read at the draw, and x is written there
   const void *noise;      // (N, D, R) contiguous
   const void *context;    // (N, context_units) contiguous
   const uint8_t *known;   // (N, D) contiguous, or null
@@ -76,15 +77,17 @@ struct MadeParams {
   void *packed;           // the weights of all jobs
   void *x;                // out (N, D) contiguous
   void *logdet;           // out (N,) nats
+  void *given;            // out (N, P) parameters of the feature that was drawn last; stepwise only
 };
 
 struct MadeKernel {
-  int32_t tile_rows;                                                           // most units of a job
-  int32_t width;                                                               // rows of a vector
-  int32_t lanes;                                                               // most rows of a block
-  int64_t (*scratch_bytes)(const MadeParams &);                                // of one block
-  void (*pack)(int64_t begin, int64_t end, const MadeParams &);                // a range of jobs
-  void (*run)(int64_t begin, int64_t end, const MadeParams &, void *scratch);  // one block of rows
+  int32_t tile_rows;                                             // most units of a job
+  int32_t width;                                                 // rows of a vector
+  int32_t lanes;                                                 // most rows of a block
+  int64_t (*scratch_bytes)(const MadeParams &);                  // of one block
+  void (*pack)(int64_t begin, int64_t end, const MadeParams &);  // a range of jobs
+  // Jobs first .. last of one block of rows, whose scratch holds what the jobs before have left.
+  void (*run)(int64_t begin, int64_t end, int64_t first, int64_t last, const MadeParams &, void *scratch);
 };
 
 }  // namespace evidens

@@ -1,8 +1,9 @@
 // evidens._C: names to kernels, nothing else.
 //
 // Arguments are integers (addresses, sizes, strides); shapes, dtypes and devices were checked in
-// Python.  Every call releases the GIL.  Workspaces live for one call; where a stem has more to do on
-// this side than to hand its arguments on, it stands in a header of its own.
+// Python.  Every call releases the GIL.  Workspaces live for one call, or with a sampler that goes step
+// by step; where a stem has more to do on this side than to hand its arguments on, it stands in a header
+// of its own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #if defined(__linux__)
@@ -17,12 +18,13 @@
 #include <string>
 #include <vector>
 
-#include "autoregress_host.h"
 #include "hmm_run.h"
 #include "host.h"
 #include "kernels.h"
 #include "logistic_mixture_host.h"
+#include "made_sampler.h"
 #include "masked_conv_host.h"
+#include "pixelcnn_sampler.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -334,18 +336,37 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("inputs"), py::arg("outputs"), py::arg("in_degrees"), py::arg("out_degrees"), py::arg("in_order"),
         py::arg("out_order"), py::arg("strict"), py::arg("x"), py::arg("x_row"), py::arg("weight"), py::arg("bias"),
         py::arg("y"), py::arg("y_row"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"));
-  m.def("made_sample", &made_sample, release, py::arg("is_double"), py::arg("rows"), py::arg("features"),
-        py::arg("parameters"), py::arg("draws"), py::arg("levels"), py::arg("input_scale"), py::arg("input_shift"),
-        py::arg("kind"), py::arg("activation"), py::arg("map"), py::arg("inverse"), py::arg("clamp"),
-        py::arg("weights"), py::arg("biases"), py::arg("degrees"), py::arg("sizes"), py::arg("noise"),
-        py::arg("context"), py::arg("context_units"), py::arg("known"), py::arg("values"), py::arg("bins"),
-        py::arg("spline_map"), py::arg("first_slope"), py::arg("last_stored"), py::arg("derivatives"), py::arg("tails"),
-        py::arg("box"), py::arg("options"), py::arg("x"), py::arg("logdet"));
-  m.def("pixelcnn_sample", &pixelcnn_sample, release, py::arg("is_double"), py::arg("images"), py::arg("channels"),
-        py::arg("height"), py::arg("width"), py::arg("groups"), py::arg("levels"), py::arg("draws"),
-        py::arg("mixtures"), py::arg("kind"), py::arg("one_hot"), py::arg("input_scale"), py::arg("input_shift"),
-        py::arg("min_log_scale"), py::arg("nodes"), py::arg("taps"), py::arg("noise"), py::arg("known"),
-        py::arg("values"), py::arg("x"));
+  using Integers = std::vector<int64_t>;
+  using Addresses = std::vector<uintptr_t>;
+  using Numbers = std::vector<double>;
+  py::class_<MadeSampler>(m, "MadeSampler")
+      .def(py::init<bool, int64_t, int64_t, int64_t, int64_t, int64_t, double, double, int, int, int, bool, double,
+                    const std::vector<Matrix> &, const Addresses &, const Addresses &, const Integers &, uintptr_t,
+                    uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t, int, bool, bool, int64_t,
+                    const std::vector<int32_t> &, const Numbers &, const Numbers &, uintptr_t, uintptr_t, uintptr_t>(),
+           release, py::arg("is_double"), py::arg("rows"), py::arg("features"), py::arg("parameters"), py::arg("draws"),
+           py::arg("levels"), py::arg("input_scale"), py::arg("input_shift"), py::arg("kind"), py::arg("activation"),
+           py::arg("map"), py::arg("inverse"), py::arg("clamp"), py::arg("weights"), py::arg("biases"),
+           py::arg("degrees"), py::arg("sizes"), py::arg("noise"), py::arg("context"), py::arg("context_units"),
+           py::arg("known"), py::arg("values"), py::arg("bins"), py::arg("spline_map"), py::arg("first_slope"),
+           py::arg("last_stored"), py::arg("derivatives"), py::arg("tails"), py::arg("box"), py::arg("options"),
+           py::arg("x"), py::arg("logdet"), py::arg("given"))
+      .def("draw", &MadeSampler::draw, release)
+      .def("step", &MadeSampler::step, release)
+      .def("copy", &MadeSampler::copy, release, py::arg("known"), py::arg("values"), py::arg("x"), py::arg("logdet"),
+           py::arg("given"));
+  py::class_<PixelSampler>(m, "PixelSampler")
+      .def(py::init<bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, bool, double,
+                    double, double, const std::vector<Node> &, const std::string &, uintptr_t, uintptr_t, uintptr_t,
+                    uintptr_t, uintptr_t>(),
+           release, py::arg("is_double"), py::arg("images"), py::arg("channels"), py::arg("height"), py::arg("width"),
+           py::arg("groups"), py::arg("levels"), py::arg("draws"), py::arg("mixtures"), py::arg("kind"),
+           py::arg("one_hot"), py::arg("input_scale"), py::arg("input_shift"), py::arg("min_log_scale"),
+           py::arg("nodes"), py::arg("taps"), py::arg("noise"), py::arg("known"), py::arg("values"), py::arg("x"),
+           py::arg("given"))
+      .def("draw", &PixelSampler::draw, release)
+      .def("step", &PixelSampler::step, release)
+      .def("copy", &PixelSampler::copy, release, py::arg("known"), py::arg("values"), py::arg("x"), py::arg("given"));
   m.def("logistic_mixture", &logistic_mixture, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"),
         py::arg("places"), py::arg("mixtures"), py::arg("channels"), py::arg("levels"), py::arg("min_log_scale"),
         py::arg("params"), py::arg("x"), py::arg("log_prob"), py::arg("grad"), py::arg("grad_params"));

@@ -203,18 +203,23 @@ template <class T> struct Images {
     sums = next, next += count * sums_step;
     weights = next, next += sums_step + W;
     for (int64_t i = 0; i < p.nodes; ++i) {
-      context[i] = nullptr;
-      if (p.node[i].context == nullptr) continue;
+      const bool told = p.node[i].context != nullptr;
+      context[i] = told ? next : nullptr;
+      if (told) next += count * vectors<T>(p.node[i].outputs) * W;
+    }
+    for (int64_t v = 0; v <= p.nodes; ++v) value[v] = next, next += value_size(count, p, v);
+  }
+
+  void start() {
+    for (int64_t i = 0; i < p.nodes; ++i) {
+      if (context[i] == nullptr) continue;
       const int64_t outputs = p.node[i].outputs, wide = vectors<T>(outputs) * W;
       const T *given = static_cast<const T *>(p.node[i].context) + begin * outputs;
-      context[i] = next, next += count * wide;
       for (int64_t m = 0; m < count; ++m)
         for (int64_t o = 0; o < wide; ++o) context[i][m * wide + o] = o < outputs ? given[m * outputs + o] : T(0);
     }
-    for (int64_t v = 0; v <= p.nodes; ++v) {
-      value[v] = next, next += value_size(count, p, v);
+    for (int64_t v = 0; v <= p.nodes; ++v)
       for (int64_t i = 0; i < value_size(count, p, v); ++i) value[v][i] = T(0);
-    }
   }
 
   // A value at a pixel of the first image; the next image is a row further.
@@ -336,29 +341,40 @@ template <class T> struct Images {
     }
   }
 
-  void run() {
+  void run(int64_t first, int64_t last) {
     const int64_t share = p.channels / p.groups;
     const PixelPart *outputs = p.part + p.node[p.nodes - 1].first_part;
-    for (int64_t y = 0; y < p.height; ++y) {
-      for (int64_t i = 0; i < p.nodes; ++i)
-        for (int64_t x = 0; p.node[i].ahead && x < p.width; ++x) compute(i, 0, y, x);
-      for (int64_t x = 0; x < p.width; ++x) {
-        for (int64_t g = 0; g < p.groups; ++g) {
-          for (int64_t i = 0; i < p.nodes; ++i)
-            if (!p.node[i].ahead) compute(i, g, y, x);
-          const T *params = at(p.nodes, y, x) + outputs[g].first_value;
-          T *input = at(0, y, x);
-          for (int64_t m = 0; m < count; ++m)
-            draw(m, g * share, (g + 1) * share, y, x, params + m * row_size(p, p.nodes), input + m * row_size(p, 0));
-        }
+    for (int64_t pixel = first; pixel < last; ++pixel) {
+      const int64_t y = pixel / p.width, x = pixel % p.width;
+      for (int64_t i = 0; i < p.nodes && x == 0; ++i)
+        for (int64_t column = 0; p.node[i].ahead && column < p.width; ++column) compute(i, 0, y, column);
+      for (int64_t g = 0; g < p.groups; ++g) {
+        for (int64_t i = 0; i < p.nodes; ++i)
+          if (!p.node[i].ahead) compute(i, g, y, x);
+        const T *params = at(p.nodes, y, x) + outputs[g].first_value;
+        T *input = at(0, y, x);
+        for (int64_t m = 0; m < count; ++m)
+          draw(m, g * share, (g + 1) * share, y, x, params + m * row_size(p, p.nodes), input + m * row_size(p, 0));
       }
     }
+  }
+
+  void hand_out(int64_t pixel) const {
+    const int64_t n = p.value[p.nodes].channels;
+    const T *params = at(p.nodes, pixel / p.width, pixel % p.width);
+    T *out = static_cast<T *>(p.given) + begin * n;
+    for (int64_t m = 0; m < count; ++m)
+      for (int64_t o = 0; o < n; ++o) out[m * n + o] = params[m * row_size(p, p.nodes) + o];
   }
 };
 
 template <class T> int64_t scratch_bytes(int64_t images, const PixelParams &p) { return Images<T>::bytes(images, p); }
-template <class T> void run(int64_t begin, int64_t end, const PixelParams &p, void *scratch) {
-  Images<T>(begin, end, p, scratch).run();
+template <class T>
+void run(int64_t begin, int64_t end, int64_t first, int64_t last, const PixelParams &p, void *scratch) {
+  Images<T> images(begin, end, p, scratch);
+  if (first == 0) images.start();
+  images.run(first, last);
+  if (p.given != nullptr && last > first) images.hand_out(last - 1);
 }
 
 }  // namespace

@@ -62,14 +62,16 @@ struct PixelParams {
   const uint8_t *known;   // (N, C, H, W) contiguous, or null
   const int64_t *values;  // (N, C, H, W) contiguous, or null
   void *packed;
-  int64_t *x;  // out (N, C, H, W); -1: the network gave no distribution
+  int64_t *x;   // out (N, C, H, W); -1: the network gave no distribution
+  void *given;  // out (N, O of the last node) at the pixel that was drawn last, or null
 };
 
 struct PixelKernel {
-  int32_t width;                                                                // lanes: output channels
-  int64_t (*scratch_bytes)(int64_t images, const PixelParams &);                // of one block
-  void (*pack)(int64_t begin, int64_t end, const PixelParams &);                // a range of parts
-  void (*run)(int64_t begin, int64_t end, const PixelParams &, void *scratch);  // a block of images
+  int32_t width;                                                  // lanes: output channels
+  int64_t (*scratch_bytes)(int64_t images, const PixelParams &);  // of one block
+  void (*pack)(int64_t begin, int64_t end, const PixelParams &);  // a range of parts
+  // Pixels first .. last of a block of images, whose scratch holds what the pixels before have left.
+  void (*run)(int64_t begin, int64_t end, int64_t first, int64_t last, const PixelParams &, void *scratch);
 };
 
 }  // namespace evidens

@@ -11,8 +11,9 @@ other.  The kernel runs in Triton's interpreter and compiles for sm_90; it has n
 from __future__ import annotations
 
 import bisect
+import copy
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,7 +29,7 @@ _UNITS, _ROWS, _WARPS = 16, 64, 4
 _HIDDEN, _OUTPUTS, _DRAW = range(3)
 
 
-@triton.jit(do_not_specialize=["n", "jobs", "stride", "params_row", "context_units"])
+@triton.jit(do_not_specialize=["n", "first_job", "jobs", "stride", "params_row", "context_units"])
 def made_kernel(
     jobs_ptr,  # (jobs, 8) int64, see `_schedule`
     weights_ptr,  # of every layer: its bias, then (below, units), all sorted by degree
@@ -42,9 +43,11 @@ def made_kernel(
     tails_ptr,
     options_ptr,
     x_ptr,  # out (N, D)
+    total_ptr,  # (N,) float64: what the jobs before have left
     logdet_ptr,  # out (N,)
     n,
-    jobs,
+    first_job,
+    jobs,  # the first job that is left to another launch
     stride,
     params_row,  # of units_ptr: the first parameter of a feature
     features,
@@ -72,8 +75,8 @@ def made_kernel(
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = rows < n
     wide = tl.cast(stride, tl.int64)
-    total = tl.zeros([BLOCK_N], tl.float64)
-    for j in range(0, jobs):
+    total = tl.load(total_ptr + rows, mask=mask, other=0.0)
+    for j in range(first_job, jobs):
         job = jobs_ptr + tl.cast(j, tl.int64) * 8
         task, first, value = tl.load(job), tl.load(job + 1), tl.load(job + 2)
         if task == 2:
@@ -123,6 +126,7 @@ def made_kernel(
                     acc = activate(acc, ACTIVATION)
                 tl.store(units_ptr + (value + u)[:, None] * wide + rows[None, :], acc, mask=both)
         tl.debug_barrier()
+    tl.store(total_ptr + rows, total, mask=mask)
     tl.store(logdet_ptr + rows, total.to(dtype), mask=mask)
 
 
@@ -186,6 +190,119 @@ def _schedule(levels: list[_Level], parameters: int, width: int) -> tuple[list[l
     return jobs, rows[last]
 
 
+class _Network:
+    """A network ready to be drawn from: jobs, packed weights, and the scratch of all rows."""
+
+    def __init__(
+        self,
+        noise: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor | None],
+        degrees: list[Tensor],
+        context: Tensor | None,
+        kind: int,
+        activation: int,
+        levels: int,
+        input_map: list[float],
+        scale_map: int,
+        clamp: float,
+        inverse: bool,
+        bins: int,
+        spline_map: int,
+        tails: list[int],
+        box: list[float],
+        options: list[float],
+    ) -> None:
+        self.noise = noise = noise.contiguous()
+        n, d, _ = noise.shape
+        parameters, width = weights[-1].shape[0] // d, max(levels, 1)
+        own = [degree.tolist() for degree in degrees]
+        most = max(own[0])
+        sorted_levels = [
+            _sorted(own[0], width, most),
+            *(_sorted(degree, 1, most - 1) for degree in own[1:]),  # others are seen by nothing
+            _sorted(own[0], parameters, most),
+        ]
+        jobs, self.params_row = _schedule(sorted_levels, parameters, width)
+        self.ends = [i + 1 for i, job in enumerate(jobs) if job[0] == _DRAW]
+        index = {"dtype": torch.int64, "device": noise.device}
+        numbers = [torch.tensor(s.numbers, **index) for s in sorted_levels]
+        packed = []
+        for i, (weight, bias) in enumerate(zip(weights, biases)):
+            columns, rows = numbers[i], numbers[i + 1]
+            first = noise.new_zeros(weight.shape[0]) if bias is None else bias
+            whole = weight.index_select(0, rows).index_select(1, columns)
+            packed += [first.index_select(0, rows), whole.T.reshape(-1)]
+        self.jobs, self.weights = torch.tensor(jobs, **index), torch.cat(packed)
+        self.context = None
+        if context is not None:
+            self.context = context.index_select(1, numbers[1]).contiguous()
+        self.stride = triton.cdiv(n, _ROWS) * _ROWS
+        self.scratch = noise.new_empty((self.params_row + parameters, self.stride))
+        self.total = noise.new_zeros((n,), dtype=torch.float64)
+        constant = coupling._constant(scale_map, clamp, noise.dtype, noise.device)
+        seen = torch.tensor(input_map, dtype=noise.dtype, device=noise.device)
+        self.numbers = torch.cat((seen, constant))
+        self.call = spline._call(
+            spline.MAPS[spline_map], bins, parameters - 2 * bins, tuple(tails), tuple(box),
+            tuple(options), inverse, noise.dtype, noise.device,
+        )  # fmt: skip
+        self.parameters, self.levels, self.bins = parameters, levels, bins
+        self.constants = self.call.constants | {
+            "MAP": spline_map if kind == _SPLINE else scale_map,
+            "KIND": kind,
+            "ACTIVATION": activation,
+            "CONTEXT": context is not None,
+            "BLOCK_M": triton.next_power_of_2(bins),
+            "BLOCK_U": _UNITS,
+            "BLOCK_N": _ROWS,
+        }
+
+    def run(
+        self,
+        first: int,
+        last: int,
+        known: Tensor | None,
+        values: Tensor | None,
+        x: Tensor,
+        logdet: Tensor,
+    ) -> None:
+        """Jobs first .. last, after those before."""
+        n, d, draws = self.noise.shape
+        with on(self.noise):
+            made_kernel[(triton.cdiv(n, _ROWS),)](
+                self.jobs,
+                self.weights,
+                self.scratch,
+                self.context,
+                self.noise,
+                known,
+                values,
+                self.numbers,
+                self.call.sides,
+                self.call.tails,
+                self.call.options,
+                x,
+                self.total,
+                logdet,
+                n,
+                first,
+                last,
+                self.stride,
+                self.params_row,
+                d,
+                draws,
+                self.parameters,
+                0 if self.context is None else self.context.shape[1],
+                self.levels,
+                self.bins,
+                KNOWN=known is not None,
+                num_warps=_WARPS,
+                enable_fp_fusion=True,
+                **self.constants,
+            )
+
+
 def made_sample(
     noise: Tensor,
     weights: list[Tensor],
@@ -194,89 +311,61 @@ def made_sample(
     context: Tensor | None,
     known: Tensor | None,
     values: Tensor | None,
-    kind: int,
-    activation: int,
-    levels: int,
-    input_map: list[float],
-    scale_map: int,
-    clamp: float,
-    inverse: bool,
-    bins: int,
-    spline_map: int,
-    tails: list[int],
-    box: list[float],
-    options: list[float],
+    *how: Any,
 ) -> tuple[Tensor, Tensor]:
     """Draws (N, D) and log-determinants (N,): arguments as in the reference."""
-    noise = noise.contiguous()
-    n, d, draws = noise.shape
+    n, d, _ = noise.shape
     x, logdet = noise.new_empty((n, d)), noise.new_zeros((n,))
     if n == 0 or d == 0:
         return x, logdet
-    parameters, width = weights[-1].shape[0] // d, max(levels, 1)
-    own = [degree.tolist() for degree in degrees]
-    most = max(own[0])
-    sorted_levels = [
-        _sorted(own[0], width, most),
-        *(_sorted(degree, 1, most - 1) for degree in own[1:]),  # others are seen by nothing
-        _sorted(own[0], parameters, most),
-    ]
-    jobs, params_row = _schedule(sorted_levels, parameters, width)
-    index = {"dtype": torch.int64, "device": noise.device}
-    numbers = [torch.tensor(s.numbers, **index) for s in sorted_levels]
-    packed = []
-    for i, (weight, bias) in enumerate(zip(weights, biases)):
-        columns, rows = numbers[i], numbers[i + 1]
-        first = noise.new_zeros(weight.shape[0]) if bias is None else bias
-        whole = weight.index_select(0, rows).index_select(1, columns)
-        packed += [first.index_select(0, rows), whole.T.reshape(-1)]
-    if context is not None:
-        context = context.index_select(1, numbers[1]).contiguous()
+    network = _Network(noise, weights, biases, degrees, context, *how)
     if known is not None and values is not None:
         known, values = known.to(torch.int8).contiguous(), values.contiguous()
-    stride = triton.cdiv(n, _ROWS) * _ROWS
-    scratch = noise.new_empty((params_row + parameters, stride))
-    constant = coupling._constant(scale_map, clamp, noise.dtype, noise.device)
-    seen = torch.tensor(input_map, dtype=noise.dtype, device=noise.device)
-    call = spline._call(
-        spline.MAPS[spline_map], bins, parameters - 2 * bins, tuple(tails), tuple(box),
-        tuple(options), inverse, noise.dtype, noise.device,
-    )  # fmt: skip
-    constants = call.constants | {"MAP": spline_map if kind == _SPLINE else scale_map}
-    with on(noise):
-        made_kernel[(triton.cdiv(n, _ROWS),)](
-            torch.tensor(jobs, **index),
-            torch.cat(packed),
-            scratch,
-            context,
-            noise,
-            known,
-            values,
-            torch.cat((seen, constant)),
-            call.sides,
-            call.tails,
-            call.options,
-            x,
-            logdet,
-            n,
-            len(jobs),
-            stride,
-            params_row,
-            d,
-            draws,
-            parameters,
-            0 if context is None else context.shape[1],
-            levels,
-            bins,
-            KIND=kind,
-            ACTIVATION=activation,
-            CONTEXT=context is not None,
-            KNOWN=known is not None,
-            BLOCK_M=triton.next_power_of_2(bins),
-            BLOCK_U=_UNITS,
-            BLOCK_N=_ROWS,
-            num_warps=_WARPS,
-            enable_fp_fusion=True,
-            **constants,
-        )
+    network.run(0, network.ends[-1], known, values, x, logdet)
     return x, logdet
+
+
+class MadeSteps:
+    """A draw that goes feature by feature: a launch for each."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor | None],
+        degrees: list[Tensor],
+        context: Tensor | None,
+        known: Tensor,
+        values: Tensor,
+        *how: Any,
+    ) -> None:
+        n, d, _ = noise.shape
+        self.x, self.known, self.values = x, known, values
+        self.logdet = noise.new_zeros((n,))
+        self.parameters = noise.new_full((n, weights[-1].shape[0] // d), torch.nan)
+        self._network, self._place = None, 0
+        if n > 0:
+            self._network = _Network(noise, weights, biases, degrees, context, *how)
+
+    def step(self) -> None:
+        """One feature further, in the order of degrees."""
+        network, place = self._network, self._place
+        self._place += 1
+        if network is None:
+            return
+        first = 0 if place == 0 else network.ends[place - 1]
+        known = self.known.to(torch.int8)
+        network.run(first, network.ends[place], known, self.values, self.x, self.logdet)
+        self.parameters = network.scratch[network.params_row :, : len(self.x)].T
+
+    def copy(self) -> MadeSteps:
+        """The same again, in tensors of its own."""
+        other = copy.copy(self)
+        for name in ("known", "values", "x", "logdet", "parameters"):
+            setattr(other, name, getattr(self, name).clone())
+        if self._network is not None:
+            other._network = copy.copy(self._network)
+            other._network.scratch = self._network.scratch.clone()
+            other._network.total = self._network.total.clone()
+        return other

@@ -8,6 +8,7 @@ from ops.autoregress_cases import DTYPES, KINDS, network
 from ops.comparison import assert_within
 
 import evidens
+from evidens import ops
 from evidens.kernels import autoregress as kernels
 from evidens.reference.autoregress import ACTIVATIONS
 
@@ -131,3 +132,41 @@ def test_nan_stays_in_its_row(device, kind):
 
 def test_the_launcher_asks_for_whole_blocks_of_rows():
     assert kernels._ROWS % 16 == 0
+
+
+@pytest.mark.parametrize(("kind", "inverse"), WAYS)
+def test_steps_give_the_draw(device, kind, inverse, canaries):
+    net = network(kind, 5, 3, (9,), gain=0.5, **({"inverse": True} if inverse else {}))
+    known = torch.rand(5, 3, device=device) < 0.3
+    values = torch.where(known, network(kind, 5, 3, (), seed=9).sample()[0].to(device), torch.nan)
+    x = check(net, device, known=known, values=values)
+    with evidens.backend("triton"):
+        state = ops.made_start(
+            net.noise, net.weights, net.biases, net.degrees,
+            **net.options, known=known, values=values,
+        )  # fmt: skip
+        whole, logdet = net.sample(known=known, values=values)
+        _, state = ops.made_step(state)
+        branch = state.copy()
+        while not state.done:
+            _, state = ops.made_step(state)
+        assert torch.equal(whole, x)
+        assert torch.equal(state.x, whole)
+        assert torch.equal(state.logdet, logdet)
+        value = torch.ones(5, device=device)
+        f = branch.feature
+        drawn, branch = ops.made_step(branch, value)
+        assert torch.equal(drawn, value.double())
+        _, branch = ops.made_step(branch)
+        forced = known.index_fill(1, net.degrees[0].argsort()[:2], True)
+        given = branch.x
+    want, _ = net.sample(known=forced, values=given)
+    assert (branch.x[:, f] == 1).all()
+    assert_within(branch.x, want, 1e-12, "x after a forced value")
+    with evidens.backend("triton"):
+        empty = network(kind, 0, 3, (4,))
+        state = ops.made_start(
+            empty.noise.to(device), [w.to(device) for w in empty.weights], None,
+            [degree.to(device) for degree in empty.degrees], **empty.options,
+        )  # fmt: skip
+        assert ops.made_step(state)[0].shape == (0,)

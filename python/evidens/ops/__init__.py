@@ -1,6 +1,7 @@
 """Public ops: differentiable, ``torch.compile``-clean, on every device; see `evidens.info`."""
 
-from evidens.ops.autoregress import made_noise, made_sample
+from evidens.ops.autoregress import MadeState as MadeState
+from evidens.ops.autoregress import made_noise, made_sample, made_start, made_step
 from evidens.ops.coupling import actnorm, affine_coupling, invertible_linear
 from evidens.ops.gmm import (
     gmm_component_log_prob,
@@ -23,7 +24,8 @@ from evidens.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mix
 from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.philox import philox_uniform
 from evidens.ops.pixelcnn import PixelLayer as PixelLayer
-from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
+from evidens.ops.pixelcnn import PixelState as PixelState
+from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample, pixelcnn_start, pixelcnn_step
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
@@ -44,11 +46,15 @@ __all__ = [
     "logistic_mixture_sample",
     "made_noise",
     "made_sample",
+    "made_start",
+    "made_step",
     "masked_conv2d",
     "masked_linear",
     "philox_uniform",
     "pixelcnn_noise",
     "pixelcnn_sample",
+    "pixelcnn_start",
+    "pixelcnn_step",
     "rational_quadratic_spline",
     "spline_coupling",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight if weight.shape[1] < 2 or weight.stride(1) == 1 else weight.contiguous()
 
 
-def made_sample(
+def _sampler(
+    x: Tensor,
+    logdet: Tensor,
+    given: Tensor | None,
     noise: Tensor,
     weights: list[Tensor],
     biases: list[Tensor | None],
@@ -36,12 +40,12 @@ def made_sample(
     tails: list[int],
     box: list[float],
     options: list[float],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled sampler, and what must live as long as it does."""
     noise = noise.contiguous()
     n, d, draws = noise.shape
     parameters = weights[-1].shape[0] // d if d else 0
-    x, logdet = noise.new_empty((n, d)), noise.new_empty(n)
-    # Contiguous copies must outlive the call.
+    # Contiguous copies must outlive the sampler.
     matrices = [_matrix(w) for w in weights]
     vectors = [b if b is None else b.contiguous() for b in biases]
     orders = [o.contiguous() for o in degrees]
@@ -52,7 +56,7 @@ def made_sample(
         tails = tails if len(tails) > 1 else [*tails] * d
         box = box if len(box) > 4 else [*box] * d
     min_width, min_height, min_derivative, beta, slope, logit_scale = options
-    library.made_sample(
+    sampler = library.MadeSampler(
         noise.dtype is torch.float64,
         n,
         d,
@@ -85,5 +89,37 @@ def made_sample(
         (min_width, min_height, min_derivative, beta, math.log(slope), logit_scale),
         x.data_ptr(),
         logdet.data_ptr(),
+        address(given),
     )
+    return sampler, (noise, matrices, vectors, orders, context, known, values)
+
+
+def made_sample(noise: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    n, d, _ = noise.shape
+    x, logdet = noise.new_empty((n, d)), noise.new_empty(n)
+    sampler, _kept = _sampler(x, logdet, None, noise, *rest)
+    sampler.draw()
     return x, logdet
+
+
+class MadeSteps:
+    """A draw that goes feature by feature, in the order of their degrees."""
+
+    def __init__(self, x: Tensor, noise: Tensor, weights: list[Tensor], *rest: Any) -> None:
+        n, d, _ = noise.shape
+        self.x, self.known, self.values = x, *rest[3:5]
+        self.logdet = noise.new_zeros(n)
+        self.parameters = noise.new_full((n, weights[-1].shape[0] // max(d, 1)), torch.nan)
+        self._sampler, self._kept = _sampler(x, self.logdet, self.parameters, noise, weights, *rest)
+
+    def step(self) -> None:
+        self._sampler.step()
+
+    def copy(self) -> MadeSteps:
+        other = object.__new__(MadeSteps)
+        other.__dict__ = dict(self.__dict__)
+        own = ("known", "values", "x", "logdet", "parameters")
+        for name in own:
+            setattr(other, name, getattr(self, name).clone())
+        other._sampler = self._sampler.copy(*(getattr(other, name).data_ptr() for name in own))
+        return other

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from evidens._native import address, library
-from evidens.reference.pixelcnn import LOGISTIC
+from evidens.reference.pixelcnn import LOGISTIC, last_channels
 
 
-def pixelcnn_sample(
+def _sampler(
+    x: Tensor,
+    given: Tensor | None,
     noise: Tensor,
     weights: list[Tensor],
     biases: list[Tensor | None],
@@ -25,11 +29,11 @@ def pixelcnn_sample(
     one_hot: bool,
     input_map: list[float],
     min_log_scale: float,
-) -> Tensor:
+) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled sampler, and what must live as long as it does."""
     noise = noise.contiguous()
     n, draws, height, width = noise.shape
-    x = noise.new_empty((n, channels, height, width), dtype=torch.int64)
-    # Contiguous copies must outlive the call.
+    # Contiguous copies must outlive the sampler.
     weights = [w.contiguous() for w in weights]
     biases, contexts = (
         [t if t is None else t.contiguous() for t in some] for some in (biases, contexts)
@@ -56,7 +60,7 @@ def pixelcnn_sample(
         )
         first_tap += weight.shape[2] * weight.shape[3]
     outputs = weights[-1].shape[0]
-    library.pixelcnn_sample(
+    sampler = library.PixelSampler(
         noise.dtype is torch.float64,
         n,
         channels,
@@ -77,5 +81,35 @@ def pixelcnn_sample(
         address(known),
         address(values),
         x.data_ptr(),
+        address(given),
     )
+    return sampler, (noise, weights, biases, contexts, known, values)
+
+
+def pixelcnn_sample(noise: Tensor, *rest: Any) -> Tensor:
+    x = noise.new_empty((noise.shape[0], rest[8], *noise.shape[2:]), dtype=torch.int64)
+    sampler, _kept = _sampler(x, None, noise, *rest)
+    sampler.draw()
     return x
+
+
+class PixelSteps:
+    """A draw that goes pixel by pixel."""
+
+    def __init__(self, x: Tensor, noise: Tensor, weights: list[Tensor], *rest: Any) -> None:
+        self.x, self.known, self.values = x, *rest[3:5]
+        outputs = last_channels(weights, rest[5])
+        self.parameters = noise.new_full((noise.shape[0], outputs), torch.nan)
+        self._sampler, self._kept = _sampler(x, self.parameters, noise, weights, *rest)
+
+    def step(self) -> None:
+        self._sampler.step()
+
+    def copy(self) -> PixelSteps:
+        other = object.__new__(PixelSteps)
+        other.__dict__ = dict(self.__dict__)
+        own = ("known", "values", "x", "parameters")
+        for name in own:
+            setattr(other, name, getattr(self, name).clone())
+        other._sampler = self._sampler.copy(*(getattr(other, name).data_ptr() for name in own))
+        return other

@@ -170,11 +170,15 @@ class Op:
         return reason
 
     def _choose(self, device: str) -> Callable[..., Any]:
-        name = override()
-        if name is None and device == "cpu":
-            return self.implementations["cpu"]  # type: ignore[return-value]
         if device == "meta":
             return self.fake
+        return self.implementations[self.backend_on(device)]  # type: ignore[return-value]
+
+    def backend_on(self, device: str) -> str:
+        """The backend that serves a call on a device: the one asked for, or the device's own."""
+        name = override()
+        if name is None and device == "cpu":
+            return "cpu"
         if name is None:
             name, reason = "triton", self.problem("triton", device)
             if reason is not None:
@@ -194,7 +198,7 @@ class Op:
                     f"evidens.{self.name}: backend {name!r} was asked for, but {reason}. "
                     "Choose another backend or drop the request (evidens.info() lists them)."
                 )
-        return self.implementations[name]  # type: ignore[return-value]
+        return name
 
     def _run(self, *args: Any) -> Any:
         first = args[0]

@@ -8,6 +8,7 @@ terms.  float32 or float64 (half types are widened to float32), all of one dtype
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,14 @@ from torch import Tensor
 from evidens.ops import _autoregress_arguments as given
 from evidens.ops import _autoregress_cpu as cpu
 from evidens.ops import _checks as checks
-from evidens.ops import _registry
+from evidens.ops import _registry, _steps
 from evidens.ops.philox import philox_uniform
 from evidens.reference import autoregress as reference
 from evidens.reference.autoregress import ACTIVATIONS, KINDS
 
-__all__ = ["made_noise", "made_sample"]
+__all__ = ["MadeState", "made_noise", "made_sample", "made_start", "made_step"]
+
+FLOWS = ("affine", "gaussian", "spline")
 
 
 def _one_network(function: Any) -> Any:
@@ -43,6 +46,12 @@ def _triton(*args: Any) -> tuple[Tensor, Tensor]:
     from evidens.kernels import autoregress as kernels
 
     return kernels.made_sample(*args)
+
+
+def _triton_steps(*args: Any) -> Any:
+    from evidens.kernels import autoregress as kernels
+
+    return kernels.MadeSteps(*args)
 
 
 _made = _registry.Op(
@@ -190,7 +199,172 @@ def made_sample(
         >>> x, logdet  # x_0 = z_0, x_1 = z_1 + relu(2 x_0)
         (tensor([[3.0000, 6.5000]]), tensor([0.]))
     """
-    op = "made_sample"
+    call = _arguments(
+        "made_sample",
+        noise,
+        weights,
+        biases,
+        degrees,
+        kind=kind,
+        activation=activation,
+        context=context,
+        known=known,
+        values=values,
+        one_hot=one_hot,
+        input_map=input_map,
+        scale_map=scale_map,
+        clamp=clamp,
+        inverse=inverse,
+        spline=spline,
+    )
+    flow = kind in FLOWS
+    if noise.shape[1] == 0:  # then nothing tells the number of parameters
+        x = call[0].new_empty((len(noise), 0))
+        return (x, x.new_zeros(len(noise))) if flow else x
+    x, logdet = _made(*call)
+    return (x, logdet) if flow else x
+
+
+class MadeState(_steps.State):
+    """Where a draw of `made_start` and `made_step` stands; a step makes the next one of it.
+
+    Attributes:
+        rows: N.
+        place, places: how many features have been passed, and D.
+        done: whether nothing is left.
+        feature: the one that the next step draws; None when done.
+        x: (N, D) so far, NaN where a feature is neither known nor drawn.
+        parameters: (N, P) of the feature that was passed last.
+        logdet: (N,) of the features passed so far, nats; 0 but for flows.
+    """
+
+    def __init__(self, cache: Any, watch: Any, order: list[int], levels: int) -> None:
+        super().__init__("made", cache, watch, len(order))
+        self._order, self._levels = order, levels
+
+    @property
+    def feature(self) -> int | None:
+        """The one that the next step draws; None when done."""
+        return None if self.done else self._order[self.place]
+
+    @property
+    def logdet(self) -> Tensor:
+        """(N,) of the features passed so far, nats."""
+        result: Tensor = self._current()._cache.logdet.clone()  # type: ignore[attr-defined]
+        return result
+
+
+def made_start(
+    noise: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    degrees: Sequence[Tensor],
+    **how: Any,
+) -> MadeState:
+    """The beginning of a draw that `made_step` continues feature by feature.
+
+    All steps together do the work of one `made_sample` and give its x and logdet, bit for bit.
+    Weights are packed here, so that a step costs what its feature and the hidden units before it
+    cost.  The state keeps what the network computed, some numbers for each unit and row.
+
+    Args:
+        noise, weights, biases, degrees, **how: as in `made_sample`.  They must stay as they are
+            until the last step.
+
+    Returns:
+        The state before the first feature in the order of the degrees (of equal ones, the first).
+
+    Raises:
+        ValueError, TypeError: as `made_sample`; also where there is no feature.
+        RuntimeError: an argument requires a gradient, or the call is inside torch.compile.
+
+    Example:
+        >>> import torch, evidens
+        >>> weights = [torch.tensor([[2.0, 9.0]]), torch.tensor([[9.0], [9.0], [1.0], [0.0]])]
+        >>> degrees = [torch.tensor([1, 2]), torch.tensor([1])]
+        >>> state = evidens.ops.made_start(torch.tensor([[3.0, 0.5]]), weights, None, degrees)
+        >>> first, state = evidens.ops.made_step(state, torch.tensor([1.0]))  # not 3
+        >>> second, state = evidens.ops.made_step(state)
+        >>> first, second, state.done  # x_1 = 0.5 + relu(2 x_0)
+        (tensor([1.]), tensor([2.5000]), True)
+    """
+    _steps.starting("made_start")
+    call = _arguments("made_start", noise, weights, biases, degrees, **how)
+    if call[0].shape[1] == 0:
+        raise ValueError("evidens.made_start: noise has no features, so there is nothing to draw")
+    context = [c for c in (how.get("context"),) if c is not None]
+    watched = [noise, *weights, *(b for b in biases or () if b is not None), *degrees, *context]
+    backend = _made.backend_on(call[0].device.type)
+    steps: Any = {"cpu": cpu.MadeSteps, "triton": _triton_steps}.get(backend, reference.MadeSteps)
+    order = degrees[0].sort(stable=True).indices.tolist()
+    kind = KINDS[call[7]]
+    levels = {"bernoulli": 2, "categorical": call[1][-1].shape[0] // len(order)}.get(kind, 0)
+    like = torch.zeros_like(call[0][..., 0], memory_format=torch.contiguous_format)
+    x, known, values = _steps.given(like, call[5], call[6], math.nan)
+    cache = steps(x, *call[:5], known, values, *call[7:])
+    return MadeState(cache, _steps.Watch(watched), order, levels)
+
+
+def made_step(state: MadeState, value: Tensor | None = None) -> tuple[Tensor, MadeState]:
+    """Passes the next feature of a draw.
+
+    Args:
+        state: what `made_start` or the step before returned; it is spent by the step.
+        value: (N,) what the feature is, instead of a draw; NaN where it is to be drawn, or is
+            known from the start.
+
+    Returns:
+        The feature's values (N,), known, given or drawn, and the state after it.
+
+    Raises:
+        ValueError: nothing is left to draw, the state is spent, the weights have changed since,
+            a value of another batch size, no level of the kind.
+        TypeError: something that is no state, or no tensor of numbers.
+
+    Example:
+        >>> import torch, evidens
+        >>> degrees = [torch.arange(3)]
+        >>> z = evidens.ops.made_noise("affine", 1, 3, seed=0)
+        >>> state = evidens.ops.made_start(z, [torch.ones(6, 3)], None, degrees)
+        >>> while not state.done:
+        ...     x, state = evidens.ops.made_step(state)
+        >>> whole, logdet = evidens.ops.made_sample(z, [torch.ones(6, 3)], None, degrees)
+        >>> bool((state.x == whole).all() and (state.logdet == logdet).all())
+        True
+    """
+    _steps.check("made", state, MadeState)
+    f, cache = state._order[state.place], state._cache
+    if value is not None:
+        value = _steps.check_value("made", value, (state.rows,), "(N,)", state._levels)
+        value = value.to(cache.x)
+        given_now = ~value.isnan()
+        cache.known[:, f] |= given_now
+        cache.values[:, f] = torch.where(given_now, value, cache.values[:, f])
+    after = state._next()
+    cache.step()
+    return cache.x[:, f].clone(), after
+
+
+def _arguments(
+    op: str,
+    noise: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    degrees: Sequence[Tensor],
+    *,
+    kind: str = "affine",
+    activation: str = "relu",
+    context: Tensor | None = None,
+    known: Tensor | None = None,
+    values: Tensor | None = None,
+    one_hot: int = 0,
+    input_map: tuple[float, float] = (1.0, 0.0),
+    scale_map: str | None = None,
+    clamp: float | None = None,
+    inverse: bool = False,
+    spline: Mapping[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """What the inner op takes, checked; without features noise and weights only."""
     name = given.kind_of(op, kind)
     weights, biases, found = given.tensors(
         op, weights, biases, degrees, noise=noise, context=context, values=values
@@ -215,10 +389,8 @@ def made_sample(
             f"'categorical', got {one_hot} with {kind!r}"
         )
     given.network(op, noise, weights, biases, degrees, one_hot)
-    flow = name in ("affine", "spline")
-    if d == 0:  # then nothing tells the number of parameters
-        x = noise.new_empty((n, 0))
-        return (x, noise.new_zeros(n)) if flow else x
+    if d == 0:
+        return (noise, weights)
     parameters = weights[-1].shape[0] // d
     given.parameter_count(op, name, parameters)
     levels = {"bernoulli": 2, "categorical": parameters}.get(name, 0)
@@ -232,7 +404,7 @@ def made_sample(
         what = "(N, D * P)" if len(weights) == 1 else "(N, H1)"
         given.like(op, "context", context, noise, what, (n, weights[0].shape[0]))
     known, values = given.partial(op, known, found.get("values"), noise, levels)
-    x, logdet = _made(
+    return (
         noise,
         weights,
         biases,
@@ -247,4 +419,3 @@ def made_sample(
         *way,
         *settings,
     )
-    return (x, logdet) if flow else x

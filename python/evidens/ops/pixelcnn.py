@@ -16,13 +16,20 @@ from torch import Tensor
 from evidens.ops import _checks as checks
 from evidens.ops import _pixelcnn_arguments as given
 from evidens.ops import _pixelcnn_cpu as cpu
-from evidens.ops import _registry
+from evidens.ops import _registry, _steps
 from evidens.ops._pixelcnn_arguments import PixelLayer as PixelLayer
 from evidens.ops.philox import philox_uniform
 from evidens.reference import pixelcnn as reference
 from evidens.reference.pixelcnn import KINDS
 
-__all__ = ["PixelLayer", "pixelcnn_noise", "pixelcnn_sample"]
+__all__ = [
+    "PixelLayer",
+    "PixelState",
+    "pixelcnn_noise",
+    "pixelcnn_sample",
+    "pixelcnn_start",
+    "pixelcnn_step",
+]
 
 
 def _fake(noise: Tensor, *rest: Any) -> Tensor:
@@ -43,6 +50,12 @@ def _one_network(function: Any) -> Any:
         return function(noise, weights, *rest)
 
     return call
+
+
+def _triton_steps(*args: Any) -> Any:
+    from evidens.kernels import pixelcnn as kernels
+
+    return kernels.PixelSteps(*args)
 
 
 _pixelcnn = _registry.Op(
@@ -173,6 +186,159 @@ def pixelcnn_sample(
         tensor([[0, 0, 0, 0],
                 [0, 1, 1, 1]])
     """
+    x = _pixelcnn(
+        *_arguments(
+            noise,
+            layers,
+            kind=kind,
+            levels=levels,
+            groups=groups,
+            known=known,
+            values=values,
+            one_hot=one_hot,
+            input_map=input_map,
+            min_log_scale=min_log_scale,
+        )
+    )
+    if checks.readable() and x.numel() and int(x.min()) < 0:
+        n, c, y, column = (x < 0).nonzero()[0].tolist()
+        raise _no_distribution("pixelcnn_sample", n, c, y, column)
+    return x
+
+
+def _no_distribution(op: str, n: int, c: int, y: int, column: int) -> ValueError:
+    return ValueError(
+        f"evidens.{op}: the network gave no distribution (NaN or infinity) for "
+        f"image {n}, channel {c}, pixel ({y}, {column}); look for NaN in its weights"
+    )
+
+
+class PixelState(_steps.State):
+    """Where a draw of `pixelcnn_start` and `pixelcnn_step` stands; a step makes the next one of it.
+
+    Attributes:
+        rows: N.
+        place, places: how many pixels have been passed, and H W.
+        done: whether nothing is left.
+        pixel: (row, column) of the one that the next step draws; None when done.
+        x: (N, C, H, W) int64 so far, -1 where a level is neither known nor drawn.
+        parameters: (N, O) of the last layer at the pixel that was passed last.
+    """
+
+    def __init__(self, cache: Any, watch: Any, levels: int) -> None:
+        super().__init__("pixelcnn", cache, watch, cache.x.shape[2] * cache.x.shape[3])
+        self._levels = levels
+
+    @property
+    def pixel(self) -> tuple[int, int] | None:
+        """(row, column) of the one that the next step draws; None when done."""
+        return None if self.done else divmod(self.place, self._cache.x.shape[3])
+
+
+def pixelcnn_start(noise: Tensor, layers: Sequence[PixelLayer], **how: Any) -> PixelState:
+    """The beginning of a draw that `pixelcnn_step` continues pixel by pixel.
+
+    All steps together do the work of one `pixelcnn_sample` and give its levels, bit for bit.
+    Weights are packed here, so that a step costs what its pixel costs; a vertical stack is computed
+    with the first pixel of a row.  The state keeps the rows of every layer that a kernel reaches.
+
+    Args:
+        noise, layers, **how: as in `pixelcnn_sample`.  They must stay as they are until the last
+            step.
+
+    Returns:
+        The state before the first pixel in raster order.
+
+    Raises:
+        ValueError, TypeError: as `pixelcnn_sample`.
+        RuntimeError: an argument requires a gradient, or the call is inside torch.compile.
+
+    Example:
+        >>> import torch, evidens
+        >>> from evidens.ops import PixelLayer
+        >>> copies = torch.zeros(2, 1, 3, 3)  # logits of two levels from the pixel to the left
+        >>> copies[:, 0, 1, 0] = torch.tensor([-9.0, 9.0])
+        >>> layers = [PixelLayer(copies, torch.tensor([4.0, -4.0]), mask="A")]
+        >>> state = evidens.ops.pixelcnn_start(torch.full((1, 1, 1, 3), 0.5), layers, levels=2)
+        >>> first, state = evidens.ops.pixelcnn_step(state, torch.tensor([[1]]))
+        >>> while not state.done:
+        ...     level, state = evidens.ops.pixelcnn_step(state)
+        >>> state.x.tolist()
+        [[[[1, 1, 1]]]]
+    """
+    _steps.starting("pixelcnn_start")
+    call = _arguments(noise, layers, **how)
+    watched = [noise]
+    for layer in layers:
+        watched += [t for t in (layer.weight, layer.bias, layer.context) if t is not None]
+    backend = _pixelcnn.backend_on(call[0].device.type)
+    steps: Any = {"cpu": cpu.PixelSteps, "triton": _triton_steps}.get(backend, reference.PixelSteps)
+    like = _fake(*call).zero_()
+    x, known, values = _steps.given(like, call[5], call[6], -1)
+    cache = steps(x, *call[:5], known, values, *call[7:])
+    return PixelState(cache, _steps.Watch(watched), call[10])
+
+
+def pixelcnn_step(state: PixelState, value: Tensor | None = None) -> tuple[Tensor, PixelState]:
+    """Passes the next pixel of a draw.
+
+    Args:
+        state: what `pixelcnn_start` or the step before returned; it is spent by the step.
+        value: (N, C) levels, any dtype, instead of draws; NaN where a level is to be drawn, or is
+            known from the start.
+
+    Returns:
+        The pixel's levels (N, C) int64, known, given or drawn, and the state after it.
+
+    Raises:
+        ValueError: nothing is left to draw, the state is spent, the weights have changed since,
+            a value of another batch size, no level; also where the network gives NaN.
+        TypeError: something that is no state, or no tensor of numbers.
+
+    Example:
+        >>> import torch, evidens
+        >>> layers = [evidens.ops.PixelLayer(torch.ones(1, 1, 3, 3), mask="A")]
+        >>> u = evidens.ops.pixelcnn_noise("bernoulli", 1, 1, 2, 2, seed=0)
+        >>> state = evidens.ops.pixelcnn_start(u, layers, kind="bernoulli")
+        >>> while not state.done:
+        ...     level, state = evidens.ops.pixelcnn_step(state)
+        >>> whole = evidens.ops.pixelcnn_sample(u, layers, kind="bernoulli")
+        >>> bool((state.x == whole).all())
+        True
+    """
+    _steps.check("pixelcnn", state, PixelState)
+    cache = state._cache
+    y, column = divmod(state.place, cache.x.shape[3])
+    at = (slice(None), slice(None), y, column)
+    if value is not None:
+        shape = (state.rows, cache.x.shape[1])
+        value = _steps.check_value("pixelcnn", value, shape, "(N, C)", state._levels)
+        given_now = ~value.isnan()
+        cache.known[at] |= given_now
+        cache.values[at] = torch.where(given_now, value.nan_to_num().long(), cache.values[at])
+    after = state._next()
+    cache.step()
+    level = cache.x[at].clone()
+    if level.numel() and int(level.min()) < 0:
+        n, c = (level < 0).nonzero()[0].tolist()
+        raise _no_distribution("pixelcnn_step", n, c, y, column)
+    return level, after
+
+
+def _arguments(
+    noise: Tensor,
+    layers: Sequence[PixelLayer],
+    *,
+    kind: str = "categorical",
+    levels: int = 256,
+    groups: int = 1,
+    known: Tensor | None = None,
+    values: Tensor | None = None,
+    one_hot: bool = False,
+    input_map: tuple[float, float] = (1.0, 0.0),
+    min_log_scale: float = -7.0,
+) -> tuple[Any, ...]:
+    """What the inner op takes, checked."""
     layers, noise = given.widen(layers, noise)
     channels = given.channels_of(kind, noise)
     levels = 2 if kind == "bernoulli" else levels
@@ -186,7 +352,7 @@ def pixelcnn_sample(
     program, outputs = given.program(layers, noise, channels * (levels if one_hot else 1), groups)
     given.output_count(kind, outputs, channels, levels)
     known, values = given.partial(known, values, noise, channels, levels)
-    x = _pixelcnn(
+    return (
         noise,
         *program[:4],
         known,
@@ -200,10 +366,3 @@ def pixelcnn_sample(
         [float(v) for v in input_map],
         float(min_log_scale),
     )
-    if checks.readable() and x.numel() and int(x.min()) < 0:
-        n, c, y, column = (x < 0).nonzero()[0].tolist()
-        raise ValueError(
-            f"evidens.pixelcnn_sample: the network gave no distribution (NaN or infinity) for "
-            f"image {n}, channel {c}, pixel ({y}, {column}); look for NaN in its weights"
-        )
-    return x

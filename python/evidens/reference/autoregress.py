@@ -13,6 +13,7 @@ once for every degree, which is the definition of what the kernel computes in on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,18 +178,108 @@ def made_sample(
     x = torch.zeros_like(noise[..., 0])
     total = x.new_zeros(x.shape[0], dtype=torch.float64)
     splines = spline.MAPS[spline_map], tails, box, options, bins
-    way = coupling.SCALE_MAPS[scale_map], clamp, inverse, splines
-    back = coupling.SCALE_MAPS[scale_map], clamp, not inverse, splines
+    how = ACTIVATIONS[activation], kind, levels, input_map, scale_map, clamp, inverse, splines
     for degree in order.unique():
-        inputs = encode(x, levels, *input_map)
-        params = made_parameters(inputs, weights, biases, degrees, context, ACTIVATIONS[activation])
-        drawn, terms = made_draw(noise, params, kind, *way)
-        if known is not None and values is not None:
-            if kind == SPLINE:  # its slope, seen from the value
-                undo = made_draw(values[..., None], params, kind, *back)[1]
-                terms = torch.where(known, -undo, terms)
-            drawn = torch.where(known, values, drawn)
+        _, drawn, terms = _pass(noise, x, weights, biases, degrees, context, known, values, *how)
         now = order == degree
         x = torch.where(now, drawn, x)
         total = total + torch.where(now, terms, 0.0).sum(1, dtype=torch.float64)
     return x, total.to(noise.dtype)
+
+
+def _pass(
+    noise: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    degrees: Sequence[Tensor],
+    context: Tensor | None,
+    known: Tensor | None,
+    values: Tensor | None,
+    activation: str,
+    kind: int,
+    levels: int,
+    input_map: Sequence[float],
+    scale_map: int,
+    clamp: float,
+    inverse: bool,
+    splines: tuple[str, list[int], list[float], list[float], int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Parameters, draws and terms of all features, where the network sees x."""
+    inputs = encode(x, levels, *input_map)
+    params = made_parameters(inputs, weights, biases, degrees, context, activation)
+    map = coupling.SCALE_MAPS[scale_map]
+    drawn, terms = made_draw(noise, params, kind, map, clamp, inverse, splines)
+    if known is not None and values is not None:
+        if kind == SPLINE:  # its slope, seen from the value
+            undo = made_draw(values[..., None], params, kind, map, clamp, not inverse, splines)[1]
+            terms = torch.where(known, -undo, terms)
+        drawn = torch.where(known, values, drawn)
+    return params, drawn, terms
+
+
+class MadeSteps:
+    """`made_sample`, one feature after the other.
+
+    Args:
+        x: (N, D), written to as it goes.
+        known, values: (N, D), read when their feature comes.
+        noise and the others: as in `made_sample`.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        degrees: Sequence[Tensor],
+        context: Tensor | None,
+        known: Tensor,
+        values: Tensor,
+        kind: int,
+        activation: int,
+        levels: int,
+        input_map: Sequence[float],
+        scale_map: int,
+        clamp: float,
+        inverse: bool,
+        bins: int,
+        spline_map: int,
+        tails: list[int],
+        box: list[float],
+        options: list[float],
+    ) -> None:
+        n, d = noise.shape[:2]
+        self.x, self.known, self.values = x, known, values
+        self.parameters = noise.new_full((n, weights[-1].shape[0] // max(d, 1)), torch.nan)
+        self.logdet = noise.new_zeros(n)
+        self._total = noise.new_zeros(n, dtype=torch.float64)
+        self._seen = torch.zeros_like(self.x)
+        self._order = degrees[0].sort(stable=True).indices.tolist()
+        self._network: tuple[Any, ...] = weights, biases, degrees, context
+        splines = spline.MAPS[spline_map], tails, box, options, bins
+        self._how: tuple[Any, ...] = (
+            ACTIVATIONS[activation], kind, levels, input_map, scale_map, clamp, inverse, splines,
+        )  # fmt: skip
+        self._noise, self._place = noise, 0
+
+    def step(self) -> None:
+        """One feature further, in the order of degrees."""
+        f = self._order[self._place]
+        given = *self._network, self.known, self.values, *self._how
+        params, drawn, terms = _pass(self._noise, self._seen, *given)
+        self.parameters = params[:, f]
+        self.x[:, f] = self._seen[:, f] = drawn[:, f]
+        self._total = self._total + terms[:, f].double()
+        self.logdet = self._total.to(self.x.dtype)
+        self._place += 1
+
+    def copy(self) -> MadeSteps:
+        """The same again, in tensors of its own."""
+        other = object.__new__(MadeSteps)
+        other.__dict__ = {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in self.__dict__.items()
+        }
+        return other

@@ -9,6 +9,7 @@ the other (van den Oord, Kalchbrenner, Kavukcuoglu, Pixel Recurrent Neural Netwo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -187,17 +188,101 @@ def pixelcnn_sample(
     n, _, height, width = noise.shape
     x = torch.zeros((n, channels, height, width), dtype=torch.int64, device=noise.device)
     share = channels // groups
+    network = weights, biases, taps, contexts, program, groups
+    how = kind, channels, levels, one_hot, input_map, min_log_scale
     for y in range(height):
         for column in range(width):
             for g in range(groups):
-                inputs = encode(x.to(noise.dtype), levels, one_hot, input_map)
-                params = pixelcnn_parameters(
-                    inputs, weights, biases, taps, contexts, program, groups
-                )
-                drawn = pixelcnn_draw(
-                    noise, params, known, values, kind, channels, levels, min_log_scale
-                )
+                _, drawn = _pass(noise, x, network, known, values, *how)
                 now = (slice(None), slice(g * share, (g + 1) * share), y, column)
                 x = x.clone()
                 x[now] = drawn[now]
     return x
+
+
+def _pass(
+    noise: Tensor,
+    x: Tensor,
+    network: tuple[Any, ...],
+    known: Tensor | None,
+    values: Tensor | None,
+    kind: int,
+    channels: int,
+    levels: int,
+    one_hot: bool,
+    input_map: Sequence[float],
+    min_log_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Parameters and draws of all pixels, where the network sees x."""
+    params = pixelcnn_parameters(encode(x.to(noise.dtype), levels, one_hot, input_map), *network)
+    return params, pixelcnn_draw(
+        noise, params, known, values, kind, channels, levels, min_log_scale
+    )
+
+
+def last_channels(weights: Sequence[Tensor], program: Sequence[int]) -> int:
+    """Channels of the last layer."""
+    channels: list[int] = []
+    for i, weight in enumerate(weights):
+        source, _, activation = program[5 * i : 5 * i + 3]
+        outputs = weight.shape[0] if weight.numel() else channels[source - 1]
+        channels.append(outputs // 2 if activation == GATE else outputs)
+    return channels[-1]
+
+
+class PixelSteps:
+    """`pixelcnn_sample`, one pixel after the other.
+
+    Args:
+        x: (N, C, H, W) int64, written to as it goes.
+        known, values: (N, C, H, W), read when their pixel comes.
+        noise and the others: as in `pixelcnn_sample`.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        taps: Sequence[bool],
+        contexts: Sequence[Tensor | None],
+        known: Tensor,
+        values: Tensor,
+        program: Sequence[int],
+        kind: int,
+        channels: int,
+        levels: int,
+        groups: int,
+        one_hot: bool,
+        input_map: Sequence[float],
+        min_log_scale: float,
+    ) -> None:
+        self.x, self.known, self.values = x, known, values
+        outputs = last_channels(weights, program)
+        self.parameters = noise.new_full((noise.shape[0], outputs), torch.nan)
+        self._seen = torch.zeros_like(self.x)
+        self._network = weights, biases, taps, contexts, program, groups
+        self._how: tuple[Any, ...] = kind, channels, levels, one_hot, input_map, min_log_scale
+        self._noise, self._share, self._pixel = noise, channels // groups, 0
+
+    def step(self) -> None:
+        """One pixel further, in raster order."""
+        y, column = divmod(self._pixel, self.x.shape[3])
+        for first in range(0, self.x.shape[1], self._share):
+            params, drawn = _pass(
+                self._noise, self._seen, self._network, self.known, self.values, *self._how
+            )
+            now = (slice(None), slice(first, first + self._share), y, column)
+            self.x[now] = self._seen[now] = drawn[now]
+        self.parameters = params[:, :, y, column]
+        self._pixel += 1
+
+    def copy(self) -> PixelSteps:
+        """The same again, in tensors of its own."""
+        other = object.__new__(PixelSteps)
+        other.__dict__ = {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in self.__dict__.items()
+        }
+        return other
