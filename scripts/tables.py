@@ -27,6 +27,7 @@ MARKED = re.compile(
 )
 # By stem: baselines besides these of all.
 OTHERS = {
+    "autoregress": ("nflows",),
     "coupling": ("nflows",),
     "flows": ("nflows", "normflows", "zuko"),
     "hmm": ("hmmlearn", "dynamax", "jax"),

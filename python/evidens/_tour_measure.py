@@ -28,8 +28,8 @@ Pair = tuple[float, float | None]
 class Family:
     """One row of the tour: ``build(X)`` returns (our model, the incumbent or None), not fitted.
 
-    A model that trains for seconds is fitted once: it has no anomalies and no series of timings,
-    and one that does not impute has no error of it.
+    A model that trains for seconds is fitted once: it has no anomalies and no series of timings.
+    One that does not impute means has no error of them.
     """
 
     name: str
@@ -175,6 +175,8 @@ def measure(family: Family, digits: Digits, setting: Setting) -> Row:
     row = Row(family, ours, nats, difference, getattr(ours, "n_iter_", None))
     if family.trained_once:
         row.seconds = {f"fit, {len(digits.train_noisy):,} digits": (taken, None)}
+        if hasattr(ours, "impute"):
+            _impute(row, digits)
         return row
 
     _impute(row, digits)

@@ -7,8 +7,8 @@ import html
 import numpy as np
 
 from evidens._tour_figures import anomaly_figures, bars, digit, grid, number
-from evidens._tour_flows import Pictures
 from evidens._tour_measure import Array, Row, Tour
+from evidens._tour_networks import Downwards, Pictures
 from evidens._tour_sequences import RowByRow
 from evidens._tour_style import CSS
 
@@ -194,19 +194,48 @@ def row_by_row(row: Row, tour: Tour) -> str:
     )
 
 
-def by_flow(row: Row, tour: Tour) -> str:
-    """Draws of a flow on images."""
+# Title and story of a model, which ends with its figures.
+STORIES = {
+    "Glow": (
+        "Bent into shape",
+        "has no components and no states: it bends a normal distribution of 64 numbers into one of"
+        " digits, by layers that can be undone, so that the density stays exact.",
+    ),
+    "MADE": (
+        "Pixel by pixel",
+        "asks what a pixel is, given those before it, and answers for all of them in one pass of a"
+        " network whose weights are masked. Drawing is one pass of arithmetic, too.",
+    ),
+    "PixelCNN": (
+        "From the top left",
+        "reads a picture as one reads a page: a pixel is known by the pixels above it and to the"
+        " left, through masked convolutions.",
+    ),
+}
+
+
+def by_network(row: Row, tour: Tour) -> str:
+    """Draws of a network, and what it makes of the beginning of a digit."""
     if not isinstance(row.model, Pictures):
         return ""
+    title, story = STORIES[row.family.name]
     drawn, _ = draws(row.model, 60)
+    parts = [grid((digit(image) for image in drawn), 15, f"60 digits drawn by {row.family.name}")]
+    if isinstance(row.model, Downwards):
+        d, rows = tour.digits, 4
+        chosen = np.concatenate([np.flatnonzero(d.held_out_labels == k)[:1] for k in range(10)])
+        below = np.arange(64) >= 8 * rows
+        filled = row.model.continued(np.repeat(d.held_out[chosen], 3, 0), rows)
+        strips = [("upper half", [digit(image, below) for image in d.held_out[chosen]])]
+        strips += [("continued", [digit(image) for image in filled[i::3]]) for i in range(3)]
+        parts += [
+            f"<p class=strip>{name}</p>{grid(images, 10, f'The digits 0 to 9, {name}')}"
+            for name, images in strips
+        ]
     return (
-        "<section><h2>Bent into shape</h2><p><code>evidens.Glow</code> has no components and no"
-        " states: it bends a normal distribution of 64 numbers into one of digits, by layers that"
-        " can be undone, so that the density stays exact. It reaches"
+        f"<section><h2>{title}</h2><p><code>evidens.{row.family.name}</code> {story} It reaches"
         f" {number(row.nats[0], '.1f')} nats per held-out digit after {row.fit_seconds[0]:.0f}"
-        " seconds, and it drew these.</p>"
-        + grid((digit(image) for image in drawn), 15, "60 digits drawn from the flow")
-        + "</section>"
+        f" seconds, and it drew these.</p>{''.join(parts)}</section>"
     )
 
 
@@ -255,7 +284,7 @@ def render(tour: Tour) -> str:
             typical(first, tour),
             anomalies(first, tour),
             *(row_by_row(row, tour) for row in tour.rows),
-            *(by_flow(row, tour) for row in tour.rows),
+            *(by_network(row, tour) for row in tour.rows),
             speed(tour),
             colophon(tour),
         ]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from evidens._tour_flows import glow
 from evidens._tour_measure import QUICK, Array, Family, Setting, Tour, run
+from evidens._tour_networks import glow, made, pixelcnn
 from evidens._tour_sequences import hidden_markov
 
 
@@ -59,7 +59,11 @@ FAMILIES = (
     gaussian_mixture("diag", 40, 0.1),
     hidden_markov(5, 10),
     glow(20),
+    made(40),
+    pixelcnn(25),
 )
+# The same, with networks that are hardly trained.
+QUICK_FAMILIES = (*FAMILIES[:-3], glow(1), made(1), pixelcnn(1))
 
 
 def cell(value: float | None, form: str) -> str:
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--output: no folder {arguments.output.parent}")
 
     if arguments.quick:
-        tour = run(QUICK, (*FAMILIES[:-1], glow(1)))
+        tour = run(QUICK, QUICK_FAMILIES)
     else:
         tour = run(Setting(), FAMILIES)
     print(table(tour))

@@ -181,3 +181,16 @@ def test_impossible_rows_of_tensors(output, levels):
     assert density[0] == -math.inf
     assert density[1].isfinite()
     assert density[2].isnan()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("output", ["gaussian", "mixture"])
+@pytest.mark.parametrize("value", [1e6, 1e14, 1e16, 1e39, -1e308])
+def test_far_rows_have_no_density(output, value, activation):
+    model = made(output, activation=activation)
+    x = torch.tensor([[value, 0.0, 0.0], [0.5, 0.0, 0.0]], dtype=F64, requires_grad=True)
+    for dtype in (F64, torch.float32):
+        density = model.to(dtype).log_prob(x)
+        assert density[0] < -1e5
+        (gradient,) = torch.autograd.grad(density[1], x)
+        assert gradient[1].isfinite().all()

@@ -9,8 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidens.models._density_input import (
+    check_finite,
+    check_rows,
+    contexts,
+    label_numbers,
+    rows,
+)
 from evidens.models._density_learning import DensityLearning
+from evidens.models._density_state import seed_of
 from evidens.models._rows import weights_of
+
+# Standardised numbers beyond which a density counts as 0, by the dtype of the layers.
+FARTHEST = {torch.float32: 1e15, torch.float64: 1e120}
 
 
 class Density(DensityLearning):
@@ -32,7 +43,9 @@ class Density(DensityLearning):
 
         Returns:
             (N,), nats, in the dtype of the model; an array for an array, a differentiable tensor
-            for a tensor.
+            for a tensor.  With ``dequantize`` it is ``log p(x + u)`` for one draw u of uniform
+            noise, the same in every call, in units of the integers: a lower bound of ``log P(x)``
+            on average over u.
 
         Arrays are checked and computed in evaluation mode, in pieces.  Tensors are not looked at,
         so that the call compiles into one graph: a row with NaN gets NaN, one that cannot be
@@ -40,6 +53,13 @@ class Density(DensityLearning):
 
         Raises:
             ValueError: an array with NaN or infinity, another shape, an unknown label.
+
+        Example:
+            >>> import evidens, torch
+            >>> flow = evidens.RealNVP(2)
+            >>> x = torch.zeros(3, 2, requires_grad=True)
+            >>> [round(v, 4) for v in flow.log_prob(x).tolist()]
+            [-1.8379, -1.8379, -1.8379]
         """
         return self._query(self._log_prob, x, context, y)
 
@@ -95,8 +115,37 @@ class Density(DensityLearning):
         """Rows that cannot be are taken out before the network sees them, and get -inf."""
         possible = self._possible(x)
         x = self._noisy(torch.where(possible, x, 0), first, seed)
+        if self.levels is None:
+            # So far away the density is 0, but what the layers make of it may be inf - inf.
+            near = self.standard(x)[0].abs() < FARTHEST[self.dtype]
+            possible = possible & (near | x.isnan())
+            x = torch.where(possible, x, 0)
         result = self._density(x, context, labels)
         return result.masked_fill(~possible.flatten(1).all(1), -math.inf)
+
+    def _of_draws(
+        self, n: int, context: Any, y: Any, random_state: Any
+    ) -> tuple[Tensor | None, int]:
+        """What the network is told of each of n draws, and their seed."""
+        if n < 0:
+            raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
+        seed = seed_of(random_state)
+        c = contexts(self, context, n)
+        if c is not None and not isinstance(context, Tensor):
+            check_finite(self, c, "context")
+        return self._condition(c, self._labels_of_draws(y, n, seed)), seed
+
+    def _of_gaps(self, X: Any, context: Any, y: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows with 0 where a number is missing, where that is, and what the network is told."""
+        self._needs_label(y)
+        x = rows(self, X).detach()
+        missing = x.isnan()
+        x = torch.where(missing, 0, x)
+        check_rows(self, x)
+        c = contexts(self, context, len(x))
+        if c is not None:
+            check_finite(self, c, "context")
+        return x, missing, self._condition(c, label_numbers(self, y, len(x)))
 
     def _as_asked(self, x: Tensor, context: Any, y: Any) -> Any:
         """Draws: a tensor if ``context`` or ``y`` is one, else what `fit` was given."""

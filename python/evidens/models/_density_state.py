@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from evidens import ops
 from evidens.models._arrays import returned
 from evidens.models._density_input import check_finite, check_rows, contexts, label_numbers, rows
+from evidens.models._density_scaling import Standardize
 from evidens.models._persistence import PersistentModule
-from evidens.models.flow_scaling import Standardize
 
 # Numbers that a row brings with it, per feature, in pieces of a query.
 PIECE, PER_FEATURE = 1 << 21, 32

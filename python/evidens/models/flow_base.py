@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evidens import ops
 from evidens.models._density import Density
-from evidens.models._density_input import check_finite, contexts
+from evidens.models._density_scaling import Standardize
 from evidens.models._density_state import (
     LATENT,
     NOISE,
@@ -22,10 +22,6 @@ from evidens.models._density_state import (
     evaluating,
     seed_of,
 )
-from evidens.models.flow_scaling import Standardize
-
-# Standardised numbers beyond which a density counts as 0, by the dtype of the layers.
-FARTHEST = {torch.float32: 1e15, torch.float64: 1e120}
 
 
 class Flow(Density):
@@ -105,37 +101,6 @@ class Flow(Density):
 
     # --- densities -------------------------------------------------------------------------------
 
-    def log_prob(self, x: Any, context: Any = None, y: Any = None) -> Any:
-        """Log-density of every row.
-
-        Args:
-            x: array-like or tensor (N, *shape), or (N, D) with the numbers of a row in one axis.
-            context: (N, K), or one row for all; needed where the flow has a context.
-            y: (N,) labels, or one for all: ``log p(x | y)``.  None in a flow with classes:
-                ``log sum_c p(c) p(x | c)``, with the frequencies of the classes in `fit`.
-
-        Returns:
-            (N,), nats, in the dtype of the flow; an array for an array, a differentiable tensor
-            for a tensor.  With ``dequantize`` it is ``log p(x + u)`` for one draw u of uniform
-            noise, the same in every call, in units of the integers: a lower bound of ``log P(x)``
-            on average over u.
-
-        Arrays are checked and computed in evaluation mode, in pieces.  Tensors are not looked at,
-        so that the call compiles into one graph: a row with NaN gets NaN, one with an infinity
-        (or, with ``dequantize``, anything but an integer in range) gets -inf.
-
-        Raises:
-            ValueError: an array with NaN or infinity, another shape, an unknown label.
-
-        Example:
-            >>> import evidens, torch
-            >>> flow = evidens.RealNVP(2)
-            >>> x = torch.zeros(3, 2, requires_grad=True)
-            >>> [round(v, 4) for v in flow.log_prob(x).tolist()]
-            [-1.8379, -1.8379, -1.8379]
-        """
-        return super().log_prob(x, context, y)
-
     def bits_per_dim(
         self,
         X: Any,
@@ -172,23 +137,6 @@ class Flow(Density):
         ]
         mean = torch.stack(terms).detach().double().logsumexp(0) - math.log(draws)
         return -float(mean.mean()) / (math.log(2) * self.features)
-
-    def _log_prob(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        labels: Tensor | None,
-        first: int,
-        seed: int = 0,
-    ) -> Tensor:
-        """Rows that cannot be are taken out before the layers see them, and get -inf."""
-        possible = self._possible(x)
-        x = self._noisy(torch.where(possible, x, 0), first, seed)
-        # So far away the density is 0, but what the layers make of it may be inf - inf.
-        near = self.standard(x)[0].abs() < FARTHEST[self.dtype]
-        possible = possible & (near | x.isnan())
-        result = self._density(torch.where(possible, x, 0), context, labels)
-        return result.masked_fill(~possible.flatten(1).all(1), -math.inf)
 
     def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
         z, logdet = self.standard(x)
@@ -301,18 +249,12 @@ class Flow(Density):
 
     def _draw(self, n: int, context: Any, y: Any, temperature: float, random_state: Any) -> Tensor:
         """Draws in float64: data may lie far from 0."""
-        if n < 0:
-            raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
         if not 0 <= temperature < math.inf:
             raise ValueError(
                 f"{type(self).__name__}: temperature must be a finite number of at least 0, got "
                 f"{temperature}"
             )
-        seed = seed_of(random_state)
-        c = contexts(self, context, n)
-        if c is not None and not isinstance(context, Tensor):
-            check_finite(self, c, "context")
-        labels = self._labels_of_draws(y, n, seed)
+        condition, seed = self._of_draws(n, context, y, random_state)
         size = max(1, PIECE // (PER_FEATURE * max(8, self.features)))
         parts = []
         for i in range(0, max(1, n), size):
@@ -321,10 +263,7 @@ class Flow(Density):
                 seed, LATENT, count, self.features, torch.float64, row_offset=i, device=self.device
             )
             z = self._base_draw(u, temperature).to(self.dtype).view(-1, *self.shape)
-            at = slice(i, i + count)
-            condition = self._condition(
-                None if c is None else c[at], None if labels is None else labels[at]
-            )
-            x, _ = self.layers.inverse(z, condition)  # type: ignore[operator]
+            told = None if condition is None else condition[i : i + count]
+            x, _ = self.layers.inverse(z, told)  # type: ignore[operator]
             parts.append(self.standard.inverse(x))
         return torch.cat(parts)

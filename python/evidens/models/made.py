@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from evidens import ops
 from evidens.models._arrays import returned
 from evidens.models._density import Density
-from evidens.models._density_input import check_finite, contexts, label_numbers, rows
+from evidens.models._density_scaling import Standardize
 from evidens.models._density_state import check_sizes, evaluating, seed_of
-from evidens.models.flow_scaling import Standardize
 from evidens.nn import MaskedMLP
 
 OUTPUTS = ("bernoulli", "categorical", "gaussian", "mixture")
@@ -168,15 +167,9 @@ class MADE(Density):
         Raises:
             ValueError: a missing or wrong context, an unknown label, a negative n.
         """
-        if n < 0:
-            raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
-        seed = seed_of(random_state)
-        c = contexts(self, context, n)
-        if c is not None and not isinstance(context, Tensor):
-            check_finite(self, c, "context")
-        labels = self._labels_of_draws(y, n, seed)
+        condition, seed = self._of_draws(n, context, y, random_state)
         with torch.no_grad(), evaluating(self):
-            z, _ = self._fill(n, self._condition(c, labels), seed)
+            z, _ = self._fill(n, condition, seed)
             return self._as_asked(self.standard.inverse(z.double()), context, y)
 
     def _fill(
@@ -256,19 +249,7 @@ class MADE(Density):
             )
         if draws < 1:
             raise ValueError(f"{name}: draws must be at least 1, got {draws}")
-        self._needs_label(y)
-        x = rows(self, X).detach()
-        missing = x.isnan()
-        filled = torch.where(missing, 0, x)
-        check_finite(self, filled, "X")
-        possible = self._possible(filled)
-        if not possible.all():
-            raise ValueError(
-                f"{name}: X must hold integers from 0 to {(self.levels or 0) - 1}, got "
-                f"{filled[~possible][0].item()}"
-            )
-        c, labels = contexts(self, context, len(x)), label_numbers(self, y, len(x))
-        condition = self._condition(c, labels)
+        x, missing, condition = self._of_gaps(X, context, y)
         seed = seed_of(random_state)
         with torch.no_grad(), evaluating(self):
             result = self._complete(x, missing, condition, method, draws, seed)
@@ -284,7 +265,7 @@ class MADE(Density):
         seed: int,
     ) -> Tensor:
         n, d = x.shape
-        seen = self.standard(torch.where(missing, 0, x))[0].to(self.dtype)
+        seen = self.standard(x)[0].to(self.dtype)
         every = [t.repeat_interleave(draws, 0) for t in (seen, ~missing)]
         conditions = None if condition is None else condition.repeat_interleave(draws, 0)
         z, terms = self._fill(n * draws, conditions, seed, every[1], every[0])

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from evidens import ops
 from evidens.models._arrays import returned
 from evidens.models._density import Density
-from evidens.models._density_input import check_finite, contexts, label_numbers, rows
+from evidens.models._density_scaling import Standardize
 from evidens.models._density_state import check_sizes, evaluating, seed_of
-from evidens.models.flow_scaling import Standardize
 from evidens.nn.pixels import PixelNet
 
 OUTPUTS = ("bernoulli", "categorical", "logistic")
@@ -165,16 +164,9 @@ class PixelCNN(Density):
         Raises:
             ValueError: a missing or wrong context, an unknown label, a negative n.
         """
-        if n < 0:
-            raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
-        seed = seed_of(random_state)
-        c = contexts(self, context, n)
-        if c is not None and not isinstance(context, Tensor):
-            check_finite(self, c, "context")
-        labels = self._labels_of_draws(y, n, seed)
+        condition, seed = self._of_draws(n, context, y, random_state)
         with torch.no_grad(), evaluating(self):
-            x = self._fill(n, self._condition(c, labels), seed)
-            return self._as_asked(x, context, y)
+            return self._as_asked(self._fill(n, condition, seed), context, y)
 
     def _fill(
         self,
@@ -217,21 +209,9 @@ class PixelCNN(Density):
         Raises:
             ValueError: levels out of range, classes without y.
         """
-        self._needs_label(y)
-        x = rows(self, X).detach()
-        missing = x.isnan()
-        filled = torch.where(missing, 0, x)
-        if not self._possible(filled).all():
-            wrong = filled[~self._possible(filled)][0].item()
-            raise ValueError(
-                f"{type(self).__name__}: X must hold integers from 0 to {(self.levels or 0) - 1}, "
-                f"got {wrong}"
-            )
-        c, labels = contexts(self, context, len(x)), label_numbers(self, y, len(x))
+        x, missing, condition = self._of_gaps(X, context, y)
+        seed = seed_of(random_state)
         with torch.no_grad(), evaluating(self):
-            drawn = self._fill(
-                len(x), self._condition(c, labels), seed_of(random_state), ~missing,
-                filled.to(self.dtype),
-            )  # fmt: skip
+            drawn = self._fill(len(x), condition, seed, ~missing, x.to(self.dtype))
         result = torch.where(missing, drawn.to(x.dtype), x)
         return returned(result if isinstance(X, Tensor) else result.cpu(), X)

@@ -179,9 +179,11 @@ class Autoregressive(nn.Module):
         self.net, self.features = net, net.features
 
     def _apply_to(self, x: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Rows (N, D) through the transformer with parameters ``raw``, and its logdet (N,)."""
         raise NotImplementedError
 
     def _kind(self) -> dict[str, Any]:
+        """The transformer, in the words of `evidens.ops.made_sample`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
