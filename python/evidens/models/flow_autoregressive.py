@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evidens.models._density_state import check_sizes
+from evidens.models._density_steps import FeatureSteps, Stepwise
 from evidens.models.flow_base import Flow
 from evidens.models.flow_realnvp import TANH_CLAMP
 from evidens.nn import AffineAutoregressive, Chain, Inverse, MaskedMLP, SplineAutoregressive
+from evidens.nn.autoregressive import Autoregressive
 
 TRANSFORMERS = ("affine", "spline")
 
 
-class MaskedAutoregressiveFlow(Flow):
+class MaskedAutoregressiveFlow(Stepwise, Flow):
     """Normalizing flow of autoregressive layers (MAF), or of their inverses (IAF).
 
     Args:
@@ -33,6 +35,10 @@ class MaskedAutoregressiveFlow(Flow):
 
     It starts as the Gaussian of independent features with the means and variances of the data.
     A density takes one pass, a draw the work of one pass, feature by feature.
+
+    `start` and `step` draw feature by feature through the layer next to the data; the layers behind
+    it are inverted at the start.  What is known, or forced, does not reach those: with one layer
+    the others are drawn from the conditional, with several they are not.
 
     Raises:
         ValueError: a size out of range, an unknown transformer or activation.
@@ -117,3 +123,40 @@ class MaskedAutoregressiveFlow(Flow):
             logit=logit,
             standardize="features" if standardize else "none",
         )
+
+    def _parts(
+        self,
+        n: int,
+        condition: Tensor | None,
+        seed: int,
+        known: Tensor | None,
+        values: Tensor | None,
+    ) -> list[FeatureSteps]:
+        """All layers but the one next to the data are inverted at once; they do not see it."""
+        name = type(self).__name__
+        chain = list(self.layers)  # type: ignore[call-overload]
+        if not isinstance(chain[0], Autoregressive):
+            raise ValueError(
+                f"{name}: start is for flows with inverse=False, whose draws go feature by "
+                "feature; the draws of this one take one pass: call sample"
+            )
+        z = self._latents(n, seed, 1.0)
+        for layer in reversed(chain[1:]):
+            z, _ = layer.inverse(z) if condition is None else layer.inverse(z, condition)
+        first = chain[0]
+        state = first.net.start(
+            z, condition, inverse=True, known=known, values=values, **first._kind()
+        )
+        return [FeatureSteps(self, slice(None), state, first.net.degrees[0].argsort().tolist())]
+
+    def _step_terms(self, raw: Tensor, z: Tensor) -> Tensor:
+        """Log-densities (N, A) of standardised features from their parameters (N, A, P)."""
+        first, *others = self.layers  # type: ignore[misc]
+        if others:
+            raise ValueError(
+                f"{type(self).__name__}: log_prob of one feature given those before it is known to "
+                f"flows of one layer; this one has {1 + len(others)}: ask log_prob of whole rows"
+            )
+        u, change = first._apply_to(z, raw, False)
+        terms: Tensor = self._base_log_prob(u) + change
+        return terms[:, None]

@@ -164,6 +164,13 @@ class Flow(Density):
             log_prob = torch.where(angle, -math.log(2 * math.pi), log_prob)
         return log_prob.sum(1)
 
+    def _latents(self, n: int, seed: int, temperature: float, first: int = 0) -> Tensor:
+        """Latents (n, *shape) of a seed, from row ``first`` on."""
+        u = ops.philox_uniform(
+            seed, LATENT, n, self.features, torch.float64, row_offset=first, device=self.device
+        )
+        return self._base_draw(u, temperature).to(self.dtype).view(-1, *self.shape)
+
     def _base_draw(self, u: Tensor, temperature: float) -> Tensor:
         """Latents (N, D) from uniforms."""
         z = torch.special.ndtri(u.clamp(min=2.0**-54)) * temperature
@@ -259,10 +266,7 @@ class Flow(Density):
         parts = []
         for i in range(0, max(1, n), size):
             count = min(size, n - i)
-            u = ops.philox_uniform(
-                seed, LATENT, count, self.features, torch.float64, row_offset=i, device=self.device
-            )
-            z = self._base_draw(u, temperature).to(self.dtype).view(-1, *self.shape)
+            z = self._latents(count, seed, temperature, i)
             told = None if condition is None else condition[i : i + count]
             x, _ = self.layers.inverse(z, told)  # type: ignore[operator]
             parts.append(self.standard.inverse(x))

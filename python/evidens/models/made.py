@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from evidens.models._arrays import returned
 from evidens.models._density import Density
 from evidens.models._density_scaling import Standardize
 from evidens.models._density_state import check_sizes, evaluating, seed_of
+from evidens.models._density_steps import FeatureSteps, Stepwise
 from evidens.nn import MaskedMLP
 
 OUTPUTS = ("bernoulli", "categorical", "gaussian", "mixture")
@@ -22,7 +23,7 @@ METHODS = ("sample", "mean", "mode")
 ORDER, PICK = 16, 17
 
 
-class MADE(Density):
+class MADE(Stepwise, Density):
     """Autoregressive density: ``p(x) = prod_d p(x_d | features before d)``.
 
     Args:
@@ -130,7 +131,10 @@ class MADE(Density):
 
     def _terms(self, net: nn.Module, z: Tensor, condition: Tensor | None) -> Tensor:
         """``log p(z_d | features before d)``, (N, D)."""
-        raw = net(z, condition)
+        return self._step_terms(net(z, condition), z)
+
+    def _step_terms(self, raw: Tensor, z: Tensor) -> Tensor:
+        """``log p(z_d | features before d)``, (N, A), from their parameters (N, A, P)."""
         if self.output == "bernoulli":
             return -nn.functional.softplus((1 - 2 * z) * raw[:, :, 0])
         if self.output == "categorical":
@@ -183,20 +187,45 @@ class MADE(Density):
         """Rows (n, D) as the network sees them, known values as they are, and the log-densities of
         all features given those before them.
         """
+        z = torch.empty((n, self.features), dtype=self.dtype, device=self.device)
+        terms = torch.empty_like(z)
+        for net, at, noise, c, how in self._by_order(n, condition, seed, known, values):
+            drawn = net.draw(noise, c, **how)  # type: ignore[operator]
+            z[at] = drawn[0] if isinstance(drawn, tuple) else drawn
+            terms[at] = self._terms(net, z[at], c)
+        return z, terms
+
+    def _by_order(
+        self,
+        n: int,
+        condition: Tensor | None,
+        seed: int,
+        known: Tensor | None,
+        values: Tensor | None,
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor, Tensor | None, dict[str, Any]]]:
+        """The network of each order: its rows, their noise and condition, how they are drawn."""
         nets = list(self.layers)
         noise = ops.made_noise(
             self.output, n, self.features, seed=seed, dtype=self.dtype, device=self.device
         )
         u = ops.philox_uniform(seed, ORDER, n, 1, torch.float64, device=self.device)
-        z = noise.new_empty((n, self.features))
-        terms = torch.empty_like(z)
         for i, net in enumerate(nets):
             at = ((u[:, 0] * len(nets)).long() == i).nonzero()[:, 0]
             c, k, v = (None if t is None else t[at] for t in (condition, known, values))
-            drawn = net.draw(noise[at], c, kind=self.output, known=k, values=v)  # type: ignore[operator]
-            z[at] = drawn[0] if isinstance(drawn, tuple) else drawn
-            terms[at] = self._terms(net, z[at], c)
-        return z, terms
+            yield net, at, noise[at], c, {"kind": self.output, "known": k, "values": v}
+
+    def _parts(
+        self,
+        n: int,
+        condition: Tensor | None,
+        seed: int,
+        known: Tensor | None,
+        values: Tensor | None,
+    ) -> list[FeatureSteps]:
+        return [
+            FeatureSteps(self, at, net.start(noise, c, **how), net.degrees[0].argsort().tolist())  # type: ignore[operator, union-attr]
+            for net, at, noise, c, how in self._by_order(n, condition, seed, known, values)
+        ]
 
     # --- missing values --------------------------------------------------------------------------
 

@@ -13,12 +13,13 @@ from evidens.models._arrays import returned
 from evidens.models._density import Density
 from evidens.models._density_scaling import Standardize
 from evidens.models._density_state import check_sizes, evaluating, seed_of
+from evidens.models._density_steps import PixelSteps, Stepwise
 from evidens.nn.pixels import PixelNet
 
 OUTPUTS = ("bernoulli", "categorical", "logistic")
 
 
-class PixelCNN(Density):
+class PixelCNN(Stepwise, Density):
     """Autoregressive density of images of integers: ``p(x) = prod p(pixel | pixels before it)``.
 
     Args:
@@ -132,17 +133,20 @@ class PixelCNN(Density):
         (a, b), levels = self.input_map, torch.where(x.isnan(), 0, x)
         seen = self.layers.shown(x.to(self.dtype)).to(self.dtype) * a + b
         params = self.layers(seen, self._condition(context, labels))
+        terms = self._terms(params, levels)
+        return terms.flatten(1).sum(1) + (0 * x).flatten(1).sum(1)  # NaN is no level
+
+    def _terms(self, params: Tensor, levels: Tensor) -> Tensor:
+        """Log-probabilities of levels (N, C, H, W) from what the network says of each pixel."""
         if self.output == "bernoulli":
-            terms = -nn.functional.softplus((1 - 2 * levels.to(params.dtype)) * params)
-        elif self.output == "categorical":
+            return -nn.functional.softplus((1 - 2 * levels.to(params.dtype)) * params)
+        if self.output == "categorical":
             at = levels.to(torch.int64)[:, :, None]
             split = params.unflatten(1, (self.shape[0], -1))
-            terms = split.log_softmax(2).gather(2, at)
-        else:
-            terms = ops.logistic_mixture_log_prob(
-                levels.to(params.dtype), params, levels=self.levels or 2
-            )
-        return terms.flatten(1).sum(1) + (0 * x).flatten(1).sum(1)  # NaN is no level
+            return split.log_softmax(2).gather(2, at)
+        return ops.logistic_mixture_log_prob(
+            levels.to(params.dtype), params, levels=self.levels or 2
+        )
 
     # --- draws -----------------------------------------------------------------------------------
 
@@ -176,19 +180,30 @@ class PixelCNN(Density):
         known: Tensor | None = None,
         values: Tensor | None = None,
     ) -> Tensor:
-        noise = ops.pixelcnn_noise(
+        return self.layers.draw(
+            self._noise(n, seed), condition, known=known, values=values, **self._how()
+        )
+
+    def _parts(
+        self,
+        n: int,
+        condition: Tensor | None,
+        seed: int,
+        known: Tensor | None,
+        values: Tensor | None,
+    ) -> list[PixelSteps]:
+        state = self.layers.start(
+            self._noise(n, seed), condition, known=known, values=values, **self._how()
+        )
+        return [PixelSteps(self, state)]
+
+    def _noise(self, n: int, seed: int) -> Tensor:
+        return ops.pixelcnn_noise(
             self.output, n, *self.shape, seed=seed, dtype=self.dtype, device=self.device
         )
-        assert self.levels is not None
-        return self.layers.draw(
-            noise,
-            condition,
-            kind=self.output,
-            levels=self.levels,
-            known=known,
-            values=values,
-            input_map=self.input_map,
-        )
+
+    def _how(self) -> dict[str, Any]:
+        return {"kind": self.output, "levels": self.levels, "input_map": self.input_map}
 
     def impute(
         self, X: Any, context: Any = None, y: Any = None, *, random_state: Any = None

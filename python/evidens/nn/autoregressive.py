@@ -144,9 +144,17 @@ class MaskedMLP(nn.Module):
         Returns:
             What the op returns.
         """
+        return self._drawn_by(ops.made_sample, noise, context, **how)
+
+    def start(self, noise: Tensor, context: Tensor | None = None, **how: Any) -> ops.MadeState:
+        """`evidens.ops.made_start` with this network: `draw` feature by feature."""
+        state: ops.MadeState = self._drawn_by(ops.made_start, noise, context, **how)
+        return state
+
+    def _drawn_by(self, op: Any, noise: Tensor, context: Tensor | None, **how: Any) -> Any:
         check_context(self, context, self.context)
         with torch.no_grad():
-            return ops.made_sample(
+            return op(
                 noise,
                 [layer.weight for layer in self._stack],
                 [layer.bias for layer in self._stack],

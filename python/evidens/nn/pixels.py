@@ -183,6 +183,15 @@ class PixelNet(nn.Module):
             context: (N, context) or None.
             **how: ``kind``, ``levels``, ``known``, ``values``, ``input_map``, ``min_log_scale``.
         """
+        levels: Tensor = self._drawn_by(ops.pixelcnn_sample, noise, context, **how)
+        return levels
+
+    def start(self, noise: Tensor, context: Tensor | None = None, **how: Any) -> ops.PixelState:
+        """`evidens.ops.pixelcnn_start` with this network: `draw` pixel by pixel."""
+        state: ops.PixelState = self._drawn_by(ops.pixelcnn_start, noise, context, **how)
+        return state
+
+    def _drawn_by(self, op: Any, noise: Tensor, context: Tensor | None, **how: Any) -> Any:
         check_context(self, context, self.context)
         with torch.no_grad():
             layers = [
@@ -197,6 +206,4 @@ class PixelNet(nn.Module):
                 )
                 for node in self._steps()
             ]
-            return ops.pixelcnn_sample(
-                noise, layers, groups=self.groups, one_hot=bool(self.one_hot), **how
-            )
+            return op(noise, layers, groups=self.groups, one_hot=bool(self.one_hot), **how)
