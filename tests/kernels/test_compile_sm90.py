@@ -95,6 +95,11 @@ def test_autoregress(compiled, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_pixelcnn(compiled, dtype):
+    check(compiled, f"pixelcnn {dtype}", {"_pixelcnn_pixels.pixel_kernel"})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_masked_conv(compiled, dtype):
     names = {"product_kernel", "weight_kernel"}
     check(compiled, f"masked {dtype}", {f"_masked_conv_products.{name}" for name in names})
@@ -129,10 +134,19 @@ def main() -> None:
     from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
 
-    stems = "autoregress coupling gmm hmm _hmm_plan logistic_mixture masked_conv philox spline"
-    autoregress, coupling, gmm, hmm, hmm_plan, logistic_mixture, masked, philox, spline = (
-        importlib.import_module(f"evidens.kernels.{name}") for name in stems.split()
-    )
+    stems = "autoregress coupling gmm hmm _hmm_plan logistic_mixture masked_conv philox pixelcnn"
+    (
+        autoregress,
+        coupling,
+        gmm,
+        hmm,
+        hmm_plan,
+        logistic_mixture,
+        masked,
+        philox,
+        pixelcnn,
+        spline,
+    ) = (importlib.import_module(f"evidens.kernels.{name}") for name in (*stems.split(), "spline"))
     types = {
         torch.float32: "*fp32",
         torch.float64: "*fp64",
@@ -317,6 +331,31 @@ def main() -> None:
             for inverse in (False, True):
                 words = {"spline_map": spline_map, "tails": tails, "known": known}
                 made(4, 8 + count, dtype, inverse=inverse, **words)
+    for name in DTYPES:
+        case, dtype = f"pixelcnn {name}", getattr(torch, name)
+        many = torch.ones(12, 6, 3, 3, dtype=dtype)
+        taps, known = [True] * 4 + [False] * 5, torch.ones(3, 3, 5, 4, dtype=torch.bool)
+        # A row at a time, a gate, and a layer without a weight; three colours in groups.
+        program = [0, -1, 0, 0, 1, 1, -1, 100, 0, 1, 2, 1, 100, 0, 0, 3, -1, 1, 0, 0]
+        told = [many[0, :3, 0, 0][:, None].expand(3, 12).contiguous(), None, None, None]
+        for kind, channels, groups in ((0, 3, 3), (1, 3, 3), (2, 3, 1), (2, 1, 1)):
+            for one_hot in (False, True):
+                shown = channels * 3 if one_hot else channels
+                outputs = {0: 3, 1: 9, 2: 10 if channels == 3 else 3}[kind]
+                noise = torch.ones(3, channels + (kind == 2), 5, 4, dtype=dtype)
+                first = torch.ones(12, shown, 3, 3, dtype=dtype)
+                last = torch.ones(outputs, 6, 3, 3, dtype=dtype)
+                net = [first, many[:0, :0, :1, :1], many, last]
+                held = known[:, :channels]
+                pixelcnn.pixelcnn_sample(
+                    noise, net, [None] * 4, [*taps, True, *taps, *taps], told, held, held.long(),
+                    program, kind, channels, 3, groups, one_hot, [1.0, 0.0], -7.0,
+                )  # fmt: skip
+                bare = [first[:, :, 1:2, 1:2][:outputs]]
+                pixelcnn.pixelcnn_sample(
+                    noise, bare, [None], [True], [None], None, None, [0, -1, 0, 1, 0], kind,
+                    channels, 3, groups, one_hot, [1.0, 0.0], -7.0,
+                )  # fmt: skip
     for name in DTYPES:
         case, dtype = f"masked {name}", getattr(torch, name)
         for n, c, o, groups in ((1, 1, 1, 1), (3, 9, 15, 3)):

@@ -182,8 +182,8 @@ class Stepwise:
             )
         if state._model is not self:
             raise ValueError(
-                f"{name}.step: this state belongs to another model, a {state._name}; step with that "
-                "one, or start a draw of this one"
+                f"{name}.step: this state belongs to another model, a {state._name}; step with "
+                "that one, or start a draw of this one"
             )
         state._current()
         if state.done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,16 +148,16 @@ class MaskedAutoregressiveFlow(Stepwise, Flow):
         state = first.net.start(
             z, condition, inverse=True, known=known, values=values, **first._kind()
         )
-        return [FeatureSteps(self, slice(None), state, first.net.degrees[0].argsort().tolist())]
+        return [FeatureSteps(self, slice(None), state, first.net.order)]
 
     def _step_terms(self, raw: Tensor, z: Tensor) -> Tensor:
         """Log-densities (N, A) of standardised features from their parameters (N, A, P)."""
-        first, *others = self.layers  # type: ignore[misc]
-        if others:
+        chain: Any = self.layers
+        if len(chain) > 1:
             raise ValueError(
                 f"{type(self).__name__}: log_prob of one feature given those before it is known to "
-                f"flows of one layer; this one has {1 + len(others)}: ask log_prob of whole rows"
+                f"flows of one layer; this one has {len(chain)}: ask log_prob of whole rows"
             )
-        u, change = first._apply_to(z, raw, False)
+        u, change = chain[0]._apply_to(z, raw, False)
         terms: Tensor = self._base_log_prob(u) + change
         return terms[:, None]

@@ -190,7 +190,7 @@ class MADE(Stepwise, Density):
         z = torch.empty((n, self.features), dtype=self.dtype, device=self.device)
         terms = torch.empty_like(z)
         for net, at, noise, c, how in self._by_order(n, condition, seed, known, values):
-            drawn = net.draw(noise, c, **how)  # type: ignore[operator]
+            drawn = net.draw(noise, c, **how)
             z[at] = drawn[0] if isinstance(drawn, tuple) else drawn
             terms[at] = self._terms(net, z[at], c)
         return z, terms
@@ -202,9 +202,9 @@ class MADE(Stepwise, Density):
         seed: int,
         known: Tensor | None,
         values: Tensor | None,
-    ) -> Iterator[tuple[nn.Module, Tensor, Tensor, Tensor | None, dict[str, Any]]]:
+    ) -> Iterator[tuple[MaskedMLP, Tensor, Tensor, Tensor | None, dict[str, Any]]]:
         """The network of each order: its rows, their noise and condition, how they are drawn."""
-        nets = list(self.layers)
+        nets: list[Any] = list(self.layers)
         noise = ops.made_noise(
             self.output, n, self.features, seed=seed, dtype=self.dtype, device=self.device
         )
@@ -223,7 +223,7 @@ class MADE(Stepwise, Density):
         values: Tensor | None,
     ) -> list[FeatureSteps]:
         return [
-            FeatureSteps(self, at, net.start(noise, c, **how), net.degrees[0].argsort().tolist())  # type: ignore[operator, union-attr]
+            FeatureSteps(self, at, net.start(noise, c, **how), net.order)
             for net, at, noise, c, how in self._by_order(n, condition, seed, known, values)
         ]
 

@@ -113,6 +113,12 @@ class MaskedMLP(nn.Module):
         )
 
     @property
+    def order(self) -> list[int]:
+        """The features as they come, one after the other."""
+        order: list[int] = self.degrees[0].argsort().tolist()
+        return order
+
+    @property
     def _stack(self) -> list[MaskedLinear]:
         return list(self.layers)  # type: ignore[arg-type]
 

@@ -52,6 +52,12 @@ def _one_network(function: Any) -> Any:
     return call
 
 
+def _triton(*args: Any) -> Tensor:
+    from evidens.kernels import pixelcnn as kernels
+
+    return kernels.pixelcnn_sample(*args)
+
+
 def _triton_steps(*args: Any) -> Any:
     from evidens.kernels import pixelcnn as kernels
 
@@ -65,6 +71,7 @@ _pixelcnn = _registry.Op(
     "int levels, int groups, bool one_hot, float[] input_map, float min_log_scale) -> Tensor",
     cpu=_one_network(cpu.pixelcnn_sample),
     reference=_one_network(reference.pixelcnn_sample),
+    triton=_one_network(_triton),
     fake=_fake,
     rows=(0, 5, 6),
 )
