@@ -47,7 +47,7 @@ def test_the_weights_that_validate_best_are_kept():
     assert history["train"][-1] > history["validation"][-1] + 0.5
 
 
-@pytest.mark.filterwarnings("ignore:.*steps had a loss or gradient")
+@pytest.mark.filterwarnings("ignore:training stopped in epoch")
 def test_training_that_only_harms_keeps_the_start():
     start = small().fit(X, validation_data=HELD_OUT, epochs=0, **QUICK)
     flow = small().fit(X, validation_data=HELD_OUT, epochs=3, lr=30.0, clip=None, **QUICK)
@@ -256,21 +256,26 @@ def test_other_exceptions_pass():
 
 
 class Overflowing(torch.nn.Module):
-    """A conditioner with a gradient that is not finite, now and then."""
+    """A conditioner with a gradient, or numbers, that are not finite, now and then."""
 
-    def __init__(self, every):
+    def __init__(self, every, gradient=True):
         super().__init__()
         self.net, self.every, self.calls = MLP(1, 2, (8,)), every, 0
+        self.gradient = gradient
 
     def forward(self, x):
         self.calls += self.training
         y = self.net(x)
-        return y * float("inf") if self.training and self.calls % self.every == 0 else y
+        if self.training and self.calls % self.every == 0:
+            if not self.gradient:
+                return y * float("inf")
+            y.register_hook(lambda g: g * float("inf"))
+        return y
 
 
 def test_steps_without_a_finite_gradient_are_left_out():
     flow = Flow((2,), Chain(AffineCoupling(2, Overflowing(3))))
-    with pytest.warns(RuntimeWarning, match="4 of 12 steps had a loss or gradient that is not"):
+    with pytest.warns(RuntimeWarning, match="4 of 12 steps had a gradient that is not finite"):
         flow.fit(X, epochs=4, **QUICK)
     assert weights(flow).isfinite().all()
     assert flow.best_epoch_ > 0
@@ -283,6 +288,54 @@ def test_training_that_cannot_make_a_step_ends():
     assert flow.n_iter_ == 1
     assert flow.best_epoch_ == 0
     assert np.isfinite(flow.score(X))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.0])
+def test_a_loss_that_is_not_finite_ends_training(fraction):
+    """The weights are those that were good, and the batch is named."""
+    n = len(X) - round(len(X) * fraction)
+    batches = -(-n // 64)
+    at = 2 * batches + 2  # in the third epoch
+    flow = Flow((2,), Chain(AffineCoupling(2, Overflowing(at, gradient=False))))
+    words = (
+        rf"stopped in epoch 3 at batch 2 of {batches}, .*not finite; the weights of epoch \d are"
+    )
+    options = {**QUICK, "epochs": 50, "batch_size": 64, "validation_fraction": fraction}
+    with pytest.warns(RuntimeWarning, match=words) as caught:
+        flow.fit(X, **options)
+    assert flow.n_iter_ == 2
+    assert len(flow.history_["train"]) == 2
+    assert weights(flow).isfinite().all()
+    assert np.isfinite(flow.score(X))
+    rows = str(caught[0].message).split("rows of X: ")[1].split(", ...")[0]
+    assert all(0 <= int(row) < len(X) for row in rows.split(", "))
+    if fraction == 0:
+        assert flow.best_epoch_ == 2
+        calm = Flow((2,), Chain(AffineCoupling(2, Overflowing(10**9))))
+        calm.layers.load_state_dict(flow.layers.state_dict())
+        assert calm.standard.location.isfinite().all()
+
+
+def test_the_row_behind_a_loss_that_is_not_finite_is_named():
+    """Numbers are those of X: rows without weight come before it."""
+    data = X[:40].astype(np.float64).copy()
+    flow = Flow((2,), Chain(AffineCoupling(2, MLP(1, 2, (8,)))), standardize="none")
+    data[25] = 1e200
+    weight = np.ones(40)
+    weight[:5] = 0
+    with pytest.warns(RuntimeWarning, match=r"stopped in epoch 1 .*weights of epoch 0") as caught:
+        flow.fit(data, sample_weight=weight, epochs=3, batch_size=1, validation_fraction=0, **QUICK)
+    assert "1 rows of X: 25." in str(caught[0].message)
+
+
+def test_a_chunk_whose_loss_is_not_finite_changes_nothing():
+    flow = Flow((2,), Chain(AffineCoupling(2, Overflowing(6, gradient=False))))
+    flow.partial_fit(X[:128], batch_size=32, random_state=0)
+    before = weights(flow).clone()
+    with pytest.warns(RuntimeWarning, match="stopped in epoch 1 at batch 2 of 4"):
+        flow.partial_fit(X[:128], batch_size=32, random_state=1)
+    assert torch.equal(weights(flow), before)
+    assert flow.n_iter_ == 1
 
 
 def test_a_column_without_density():

@@ -23,16 +23,18 @@ class Batch:
     labels: Tensor | None  # (N,) int64 in -1 .. classes - 1; -1 is unlabelled
     weight: Tensor | None = None  # (N,) float64, mean 1
     unit: float = 1.0  # what a weight of 1 was for the user
+    number: Tensor | None = None  # (N,) int64, of each row among those that the user gave
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, index: Tensor | slice) -> Batch:
         """Some of the rows."""
-        c, labels, weight = (
-            None if t is None else t[index] for t in (self.context, self.labels, self.weight)
+        c, labels, weight, number = (
+            None if t is None else t[index]
+            for t in (self.context, self.labels, self.weight, self.number)
         )
-        return Batch(self.x[index], c, labels, weight, self.unit)
+        return Batch(self.x[index], c, labels, weight, self.unit, number)
 
 
 def training_rows(
@@ -49,6 +51,7 @@ def training_rows(
         raise _error(model, f"{name} must have at least one row, got shape {tuple(x.shape)}")
     c = contexts(model, context, len(x), f"context of {name}" if name != "X" else "context")
     batch = Batch(x.detach(), None if c is None else c.detach(), None)
+    batch.number = torch.arange(len(x), device=x.device)
     if sample_weight is not None:
         weight = weights_of(sample_weight, len(x), x.device, torch.float64)
         used = weight.nonzero()[:, 0]

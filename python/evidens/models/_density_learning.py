@@ -12,7 +12,15 @@ from torch import Tensor
 from evidens.models._density_classes import ClassConditional
 from evidens.models._density_input import Batch, class_labels, training_rows
 from evidens.models._density_state import evaluating, seed_of
-from evidens.models._training import Plan, Record, make_optimizer, run_epoch, train, warn_of
+from evidens.models._training import (
+    NotFinite,
+    Plan,
+    Record,
+    make_optimizer,
+    run_epoch,
+    train,
+    warn_of,
+)
 from evidens.nn import ActNorm
 
 # Rows that `ActNorm` starts from.
@@ -81,8 +89,9 @@ class DensityLearning(ClassConditional):
             ValueError: naming the argument, what was expected and what came.
 
         Warns:
-            RuntimeWarning: Ctrl-C (what was learned so far is kept), or steps without a finite
-                gradient, which are left out.
+            RuntimeWarning: Ctrl-C, or a batch whose loss is not finite, which is named: training
+                ends, and the best weights so far are kept (without held-out rows those of the last
+                whole epoch); steps without a finite gradient, which are left out.
 
         Example:
             >>> import evidens, numpy as np
@@ -134,7 +143,7 @@ class DensityLearning(ClassConditional):
         self.history_ = record.history
         self.best_epoch_, self.n_iter_ = record.best_epoch, record.epochs
         self.converged_ = record.stopped_early
-        warn_of(record)
+        warn_of(record, data.number)
         return self
 
     def partial_fit(
@@ -205,12 +214,18 @@ class DensityLearning(ClassConditional):
                 optimizer.param_groups[0]["weight_decay"] = weight_decay
                 batches = plan.batches(torch.randperm(len(data), device="cpu").to(self.device))
                 rates = [lr] * len(batches)
-                run_epoch(self, self._loss(data), batches, optimizer, plan, record, rates)
+                before = {k: v.detach().clone() for k, v in self.state_dict().items()}
+                try:
+                    run_epoch(self, self._loss(data), batches, optimizer, plan, record, rates)
+                except NotFinite as failure:
+                    record.failed = failure.args
+                    self.load_state_dict(before)
         if first:
             self.fitted_to_tensors_ = isinstance(X, Tensor)
             self.n_features_in_ = self.features
-        self.n_iter_ += 1
-        warn_of(record)
+        record.best_epoch = self.n_iter_
+        self.n_iter_ += record.failed is None
+        warn_of(record, data.number)
         return self
 
     # --- parts -----------------------------------------------------------------------------------

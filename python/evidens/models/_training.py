@@ -76,6 +76,7 @@ class Record:
     skipped: int = 0
     stopped_early: bool = False
     interrupted: bool = False
+    failed: tuple[int, int, Tensor] | None = None  # batch, batches, and the numbers of its rows
 
     @property
     def epochs(self) -> int:
@@ -89,6 +90,10 @@ class Record:
             "validation": self.validation,
             "learning_rate": self.learning_rate,
         }
+
+
+class NotFinite(Exception):
+    """A batch has no finite loss: its number from 1, how many there are, numbers of its rows."""
 
 
 class Bar:
@@ -137,13 +142,20 @@ def run_epoch(
     record: Record,
     rates: Sequence[float],
 ) -> float:
-    """One pass; the mean of minus the loss.  A step whose gradient is not finite is left out."""
+    """One pass; the mean of minus the loss.  A step whose gradient is not finite is left out.
+
+    Raises:
+        NotFinite: a loss is not.
+    """
     module.train()
     parameters = optimizer.param_groups[0]["params"]
     total, count = 0.0, 0
-    for index, rate in zip(batches, rates):
+    for i, (index, rate) in enumerate(zip(batches, rates)):
         optimizer.param_groups[0]["lr"] = rate
         value = loss(index)
+        if not math.isfinite(float(value.detach())):
+            optimizer.zero_grad(set_to_none=True)
+            raise NotFinite(i + 1, len(batches), index)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         norm = nn.utils.clip_grad_norm_(parameters, plan.clip or math.inf)
@@ -181,7 +193,8 @@ def train(
         device: where ``loss`` wants its indices.
 
     Returns:
-        The record; after Ctrl-C of what was done until then.
+        The record; after Ctrl-C, or a loss that is not finite, of what was done until then.  Such a
+        loss without ``validate`` leaves the weights as the epoch before had left them.
     """
     record = Record()
     learnable = any(p.requires_grad for p in module.parameters())
@@ -189,6 +202,7 @@ def train(
     optimizer = make_optimizer(module, plan) if epochs else None
     per_epoch = -(-count // plan.batch_size)
     best_state: dict[str, Tensor] | None = None
+    before: dict[str, Tensor] | None = None
     factor, stale = 1.0, 0
     bar = Bar(verbose, epochs, type(module).__name__)
     try:
@@ -197,6 +211,8 @@ def train(
             best_state = _copy(module)
         for epoch in range(1, epochs + 1):
             assert optimizer is not None
+            if validate is None:
+                before = _copy(module)
             order = torch.randperm(count, generator=generator, device="cpu").to(device)
             batches = plan.batches(order)
             rates = [plan.rate(epoch - 1 + i / per_epoch) * factor for i in range(per_epoch)]
@@ -223,11 +239,14 @@ def train(
                 break  # not one step could be made
     except KeyboardInterrupt:
         record.interrupted = True
+    except NotFinite as failure:
+        record.failed = failure.args
+        best_state = before if best_state is None else best_state
     finally:
         bar.close()
     if best_state is not None:
         module.load_state_dict(best_state)
-    else:
+    if validate is None:
         record.best_epoch = record.epochs
     return record
 
@@ -236,8 +255,20 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def warn_of(record: Record) -> None:
-    """Warnings of what went wrong, at the line that called `fit`."""
+def warn_of(record: Record, numbers: Tensor | None) -> None:
+    """Warnings of what went wrong, at the line that called `fit`; ``numbers`` are those in X."""
+    if record.failed is not None and numbers is not None:
+        batch, batches, index = record.failed
+        rows = numbers[index].sort().values.tolist()
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        warnings.warn(
+            f"training stopped in epoch {record.epochs + 1} at batch {batch} of {batches}, whose "
+            f"loss is not finite; the weights of epoch {record.best_epoch} are kept. It holds "
+            f"{len(rows)} rows of X: {shown}. Look at these for numbers far from all others, or "
+            "decrease lr or clip.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if record.interrupted:
         warnings.warn(
             f"fit was interrupted in epoch {record.epochs + 1}; the weights of epoch "
@@ -247,8 +278,8 @@ def warn_of(record: Record) -> None:
         )
     if record.skipped:
         warnings.warn(
-            f"{record.skipped} of {record.steps} steps had a loss or gradient that is not finite "
-            "and were left out. Decrease lr or clip, and look for columns with repeated values, "
+            f"{record.skipped} of {record.steps} steps had a gradient that is not finite and were "
+            "left out. Decrease lr or clip, and look for columns with repeated values, "
             "whose density has no bound.",
             RuntimeWarning,
             stacklevel=3,
