@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from evidens.models._density_input import (
     rows,
 )
 from evidens.models._density_learning import DensityLearning
-from evidens.models._density_state import seed_of
+from evidens.models._density_state import evaluating, seed_of
 from evidens.models._rows import weights_of
 
 # Standardised numbers beyond which a density counts as 0, by the dtype of the layers.
@@ -75,7 +76,8 @@ class Density(DensityLearning):
         Raises:
             ValueError: as `log_prob`; weights that are negative, not finite, or 0 everywhere.
         """
-        value = torch.as_tensor(self.log_prob(X, context, y)).detach().double().cpu()
+        with torch.no_grad(), evaluating(self):
+            value = torch.as_tensor(self.log_prob(X, context, y)).double().cpu()
         if sample_weight is None:
             return float(value.mean())
         weight = weights_of(sample_weight, len(value), value.device, torch.float64)
@@ -127,8 +129,11 @@ class Density(DensityLearning):
         self, n: int, context: Any, y: Any, random_state: Any
     ) -> tuple[Tensor | None, int]:
         """What the network is told of each of n draws, and their seed."""
-        if n < 0:
-            raise ValueError(f"{type(self).__name__}: n must not be negative, got {n}")
+        if not isinstance(n, Integral) or n < 0:
+            raise ValueError(
+                f"{type(self).__name__}: n must be an integer that is not negative, got {n!r}"
+            )
+        self._check_dtype()
         seed = seed_of(random_state)
         c = contexts(self, context, n)
         if c is not None and not isinstance(context, Tensor):
@@ -138,6 +143,7 @@ class Density(DensityLearning):
     def _of_gaps(self, X: Any, context: Any, y: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows with 0 where a number is missing, where that is, and what the network is told."""
         self._needs_label(y)
+        self._check_dtype()
         x = rows(self, X).detach()
         missing = x.isnan()
         x = torch.where(missing, 0, x)
@@ -154,6 +160,11 @@ class Density(DensityLearning):
         if given:
             as_array = not any(isinstance(value, Tensor) for value in given)
         if self.levels is not None:
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"{type(self).__name__}: the network gave probabilities that are not finite; "
+                    "look for weights that are NaN or infinite"
+                )
             x = x.to(torch.int64)
         elif not as_array:
             x = x.to(self.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evidens.models._density_input import Batch
-from evidens.models._density_state import DensityState
+from evidens.models._density_state import DensityState, evaluating
 
 
 class ClassConditional(DensityState):
@@ -48,7 +48,8 @@ class ClassConditional(DensityState):
         Raises:
             ValueError: as `predict_proba`.
         """
-        best = self.predict_proba(X, context).argmax(1)
+        with torch.no_grad(), evaluating(self):
+            best = self.predict_proba(X, context).argmax(1)
         assert self.classes_ is not None
         if not isinstance(best, Tensor):
             return self.classes_[best]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evidens.models._arrays import to_tensor
 from evidens.models._rows import weights_of
+from evidens.ops._checks import readable
 
 
 @dataclass
@@ -155,7 +156,7 @@ def label_numbers(
         allowed = number >= 0
         if unlabelled and values.dtype is not torch.bool:
             allowed = allowed | (values == -1)
-        if not torch.compiler.is_compiling() and not allowed.all():
+        if readable() and not allowed.all():
             _unknown(model, name, values[~allowed][0])
         return number
     known = model.classes_

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +29,8 @@ from evidens.nn import ActNorm
 FIRST_BATCH = 1024
 # Numbers of a row in pieces of a pass without gradients.
 PIECE = 1 << 16
+_GENERATOR = threading.RLock()
+os.register_at_fork(after_in_child=_GENERATOR._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class DensityLearning(ClassConditional):
@@ -264,10 +268,13 @@ class DensityLearning(ClassConditional):
 
     @contextlib.contextmanager
     def _learning(self, seed: int) -> Iterator[None]:
-        """Own random numbers inside; torch's, and the mode of every module, as they were after."""
+        """Own random numbers inside; torch's, and the mode of every module, as they were after.
+
+        Layers draw from torch's generator, which threads share: one at a time.
+        """
         modes = {m: m.training for m in self.modules()}
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with _GENERATOR, torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(seed)
             try:
                 yield
@@ -309,10 +316,14 @@ class DensityLearning(ClassConditional):
         def loss(index: Tensor) -> Tensor:
             batch = data.take(index)
             batch.x = self._jittered(batch.x)
-            value = self._labelled_density(batch, semi)
+            value = self._training_density(batch, semi)
             return -(value if batch.weight is None else value * batch.weight).mean()
 
         return loss
+
+    def _training_density(self, batch: Batch, semi: bool) -> Tensor:
+        """Log-densities of the rows of a training step."""
+        return self._labelled_density(batch, semi)
 
     @torch.no_grad()
     def _mean(self, data: Batch) -> float:

@@ -120,6 +120,7 @@ class DensityState(PersistentModule, nn.Module):
 
     def _query(self, what: Callable[..., Tensor], x: Any, context: Any, y: Any) -> Any:
         """``what(x, context, labels, first row)``: of a tensor at once, of an array in pieces."""
+        self._check_dtype()
         data = rows(self, x)
         c = contexts(self, context, len(data))
         labels = label_numbers(self, y, len(data))
@@ -136,6 +137,13 @@ class DensityState(PersistentModule, nn.Module):
                 piece = (None if t is None else t[at] for t in (data, c, labels))
                 parts.append(what(*piece, i))
         return returned(torch.cat(parts).cpu(), x)
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{type(self).__name__}: the model computes in float32 or float64, and its weights "
+                f"are {self.dtype}; call .float(), and use torch.autocast for half precision"
+            )
 
     def _noisy(self, x: Tensor, first: int, seed: int) -> Tensor:
         """Rows for the density, from row ``first`` on, with noise of a seed where it has any."""
@@ -269,3 +277,18 @@ def check_sizes(
             )
     if logit is not None and not 0 < logit < 0.5:
         raise ValueError(f"{model}: logit must be between 0 and 0.5, got {logit!r}")
+
+
+def widths(model: str, hidden: Any) -> list[int]:
+    """The widths of hidden layers, as JSON knows them.
+
+    Raises:
+        ValueError: they are not integers of at least 1 in a sequence.
+    """
+    listed = isinstance(hidden, Sequence | np.ndarray) and not isinstance(hidden, str)
+    if not listed or any(not isinstance(n, int | np.integer) or n < 1 for n in hidden):
+        raise ValueError(
+            f"{model}: hidden must be a sequence of integers of at least 1, as (64, 64), got "
+            f"{hidden!r}"
+        )
+    return [int(size) for size in hidden]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evidens.models._density_state import check_sizes
+from evidens.models._density_state import check_sizes, widths
 from evidens.models._density_steps import FeatureSteps, Stepwise
 from evidens.models.flow_base import Flow
 from evidens.models.flow_realnvp import TANH_CLAMP
@@ -88,7 +88,7 @@ class MaskedAutoregressiveFlow(Stepwise, Flow):
             layers=layers,
             bins=bins,
         )
-        settings["hidden"] = list(hidden)
+        settings["hidden"] = widths(type(self).__name__, hidden)
         if transformer not in TRANSFORMERS:
             raise ValueError(
                 f"MaskedAutoregressiveFlow: expected transformer one of {', '.join(TRANSFORMERS)}, "

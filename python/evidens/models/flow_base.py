@@ -131,11 +131,12 @@ class Flow(Density):
         if draws < 1:
             raise ValueError(f"{type(self).__name__}: draws must be at least 1, got {draws}")
         seed = seed_of(random_state)
-        terms = [
-            torch.as_tensor(self._query(partial(self._log_prob, seed=seed + i), X, context, y))
-            for i in range(draws)
-        ]
-        mean = torch.stack(terms).detach().double().logsumexp(0) - math.log(draws)
+        with torch.no_grad(), evaluating(self):
+            terms = [
+                torch.as_tensor(self._query(partial(self._log_prob, seed=seed + i), X, context, y))
+                for i in range(draws)
+            ]
+        mean = torch.stack(terms).double().logsumexp(0) - math.log(draws)
         return -float(mean.mean()) / (math.log(2) * self.features)
 
     def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:

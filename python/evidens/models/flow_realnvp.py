@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evidens.models._density_state import check_sizes
+from evidens.models._density_state import check_sizes, widths
 from evidens.models.flow_base import Flow
 from evidens.nn import MLP, AffineCoupling, Chain, InvertibleLinear
 
@@ -74,7 +74,7 @@ class RealNVP(Flow):
         check_sizes(
             type(self).__name__, (features,), context, classes, dequantize, logit, layers=layers
         )
-        settings["hidden"] = [int(size) for size in hidden]
+        settings["hidden"] = widths(type(self).__name__, hidden)
         if scale_map == "tanh" and clamp is None:
             clamp = TANH_CLAMP
         steps: list[torch.nn.Module] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from evidens.models._density_state import check_sizes
+from evidens.models._density_state import check_sizes, widths
 from evidens.models.flow_base import Flow
 from evidens.models.flow_circular import HalfTurn, OnCircle
 from evidens.models.flow_realnvp import coupling_mask
@@ -78,7 +78,7 @@ class NeuralSplineFlow(Flow):
             bins=bins,
         )
         circular = [int(i) for i in circular]
-        settings["hidden"], settings["circular"] = [int(size) for size in hidden], circular
+        settings["hidden"], settings["circular"] = widths(type(self).__name__, hidden), circular
         if not set(circular) <= set(range(features)):
             raise ValueError(
                 f"NeuralSplineFlow: circular must hold features from 0 to {features - 1}, got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from evidens import ops
 from evidens.models._arrays import returned
 from evidens.models._density import Density
+from evidens.models._density_input import Batch
 from evidens.models._density_scaling import Standardize
-from evidens.models._density_state import check_sizes, evaluating, seed_of
+from evidens.models._density_state import PIECE, check_sizes, evaluating, seed_of, widths
 from evidens.models._density_steps import FeatureSteps, Stepwise
 from evidens.nn import MaskedMLP
 
@@ -79,8 +81,8 @@ class MADE(Stepwise, Density):
         standardize: bool = True,
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        settings["hidden"] = [int(size) for size in hidden]
         name = type(self).__name__
+        settings["hidden"] = widths(name, hidden)
         if output not in OUTPUTS:
             raise ValueError(f"{name}: expected output one of {', '.join(OUTPUTS)}, got {output!r}")
         check_sizes(name, (features,), context, classes, None, None, terms=terms, orders=orders)
@@ -117,17 +119,24 @@ class MADE(Stepwise, Density):
             settings=settings,
         )
         self.output, self.terms = output, terms
+        self._only: int | None = None  # the order of a training step
+        self.register_load_state_dict_post_hook(_share_again)
 
     # --- densities -------------------------------------------------------------------------------
 
     def _given_label(self, x: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
         z, logdet = self.standard(x)
         z, condition = z.to(self.dtype), self._condition(context, labels)
-        nets = list(self.layers)
-        if self.training and len(nets) > 1:
-            nets = [nets[int(torch.randint(len(nets), ()))]]
+        nets = list(self.layers) if self._only is None else [self.layers[self._only]]
         terms = torch.stack([self._terms(net, z, condition).sum(1) for net in nets])
         return terms.logsumexp(0) - math.log(len(nets)) + logdet.to(self.dtype)
+
+    def _training_density(self, batch: Batch, semi: bool) -> Tensor:
+        self._only = int(torch.randint(len(self.layers), ()))
+        try:
+            return super()._training_density(batch, semi)
+        finally:
+            self._only = None
 
     def _terms(self, net: nn.Module, z: Tensor, condition: Tensor | None) -> Tensor:
         """``log p(z_d | features before d)``, (N, D)."""
@@ -173,7 +182,7 @@ class MADE(Stepwise, Density):
         """
         condition, seed = self._of_draws(n, context, y, random_state)
         with torch.no_grad(), evaluating(self):
-            z, _ = self._fill(n, condition, seed)
+            z = self._fill(n, condition, seed)
             return self._as_asked(self.standard.inverse(z.double()), context, y)
 
     def _fill(
@@ -183,17 +192,20 @@ class MADE(Stepwise, Density):
         seed: int,
         known: Tensor | None = None,
         values: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Rows (n, D) as the network sees them, known values as they are, and the log-densities of
-        all features given those before them.
+        row0: int = 0,
+        terms: Tensor | None = None,
+    ) -> Tensor:
+        """Rows (n, D) as the network sees them, known values as they are.
+
+        ``terms`` (n, D) receives the log-densities of all features given those before them.
         """
         z = torch.empty((n, self.features), dtype=self.dtype, device=self.device)
-        terms = torch.empty_like(z)
-        for net, at, noise, c, how in self._by_order(n, condition, seed, known, values):
+        for net, at, noise, c, how in self._by_order(n, condition, seed, known, values, row0):
             drawn = net.draw(noise, c, **how)
             z[at] = drawn[0] if isinstance(drawn, tuple) else drawn
-            terms[at] = self._terms(net, z[at], c)
-        return z, terms
+            if terms is not None:
+                terms[at] = self._terms(net, z[at], c)
+        return z
 
     def _by_order(
         self,
@@ -202,13 +214,13 @@ class MADE(Stepwise, Density):
         seed: int,
         known: Tensor | None,
         values: Tensor | None,
+        row0: int = 0,
     ) -> Iterator[tuple[MaskedMLP, Tensor, Tensor, Tensor | None, dict[str, Any]]]:
         """The network of each order: its rows, their noise and condition, how they are drawn."""
         nets: list[Any] = list(self.layers)
-        noise = ops.made_noise(
-            self.output, n, self.features, seed=seed, dtype=self.dtype, device=self.device
-        )
-        u = ops.philox_uniform(seed, ORDER, n, 1, torch.float64, device=self.device)
+        where: dict[str, Any] = {"row_offset": row0, "device": self.device}
+        noise = ops.made_noise(self.output, n, self.features, seed=seed, dtype=self.dtype, **where)
+        u = ops.philox_uniform(seed, ORDER, n, 1, torch.float64, **where)
         for i, net in enumerate(nets):
             at = ((u[:, 0] * len(nets)).long() == i).nonzero()[:, 0]
             c, k, v = (None if t is None else t[at] for t in (condition, known, values))
@@ -276,12 +288,27 @@ class MADE(Stepwise, Density):
                 f"{name}: expected method one of {', '.join(METHODS)} (mode for integers only), "
                 f"got {method!r}"
             )
-        if draws < 1:
-            raise ValueError(f"{name}: draws must be at least 1, got {draws}")
+        if not isinstance(draws, Integral) or draws < 1:
+            raise ValueError(f"{name}: draws must be an integer of at least 1, got {draws!r}")
         x, missing, condition = self._of_gaps(X, context, y)
         seed = seed_of(random_state)
         with torch.no_grad(), evaluating(self):
-            result = self._complete(x, missing, condition, method, draws, seed)
+            net: Any = self.layers[0]
+            widest = max(max(layer.weight.shape) for layer in net.layers)
+            size = max(1, PIECE // (draws * widest))
+            parts = [
+                self._complete(
+                    x[i : i + size],
+                    missing[i : i + size],
+                    None if condition is None else condition[i : i + size],
+                    method,
+                    draws,
+                    seed,
+                    i,
+                )
+                for i in range(0, max(1, len(x)), size)
+            ]
+            result = torch.cat(parts)
         return returned(result.to(x.dtype) if isinstance(X, Tensor) else result.cpu(), X)
 
     def _complete(
@@ -292,16 +319,22 @@ class MADE(Stepwise, Density):
         method: str,
         draws: int,
         seed: int,
+        row0: int,
     ) -> Tensor:
         n, d = x.shape
         seen = self.standard(x)[0].to(self.dtype)
         every = [t.repeat_interleave(draws, 0) for t in (seen, ~missing)]
         conditions = None if condition is None else condition.repeat_interleave(draws, 0)
-        z, terms = self._fill(n * draws, conditions, seed, every[1], every[0])
-        weight = (terms.double() * every[1]).sum(1).view(n, draws).softmax(1)
+        terms = seen.new_empty((n * draws, d))
+        z = self._fill(n * draws, conditions, seed, every[1], every[0], row0 * draws, terms)
+        worth = torch.where(every[1], terms.double(), 0).sum(1).view(n, draws)
+        # Where no completion explains what is known, one is as good as another.
+        weight = worth.masked_fill(worth.amax(1, keepdim=True) == -math.inf, 0).softmax(1)
         completed = self.standard.inverse(z.double()).view(n, draws, d)
         if method == "sample":
-            u = ops.philox_uniform(seed, PICK, n, 1, torch.float64, device=self.device)
+            u = ops.philox_uniform(
+                seed, PICK, n, 1, torch.float64, row_offset=row0, device=self.device
+            )
             pick = (weight.cumsum(1) <= u).sum(1).clamp(max=draws - 1)
             filled = completed[torch.arange(n, device=x.device), pick]
         elif method == "mean":
@@ -318,6 +351,12 @@ def _order(features: int, number: int) -> Tensor:
     if number == 0:
         return torch.arange(features)
     return torch.randperm(features, generator=torch.Generator().manual_seed(number), device="cpu")
+
+
+def _share_again(model: MADE, _: Any) -> None:
+    """With ``assign=True`` each order would keep tensors of its own."""
+    for net in model.layers[1:]:
+        _share(net, model.layers[0])  # type: ignore[arg-type]
 
 
 def _share(net: MaskedMLP, first: MaskedMLP) -> None:

@@ -30,7 +30,9 @@ class PixelCNN(Stepwise, Density):
             levels, else categorical.
         terms: M of ``"logistic"``.
         context, classes: as in `evidens.RealNVP`.
-        hidden, layers, kernel, first_kernel, gated, dropout: as in `evidens.nn.PixelNet`.
+        hidden: channels between; None: 64, or as many more as make a multiple of the colours that
+            come one after the other.
+        layers, kernel, first_kernel, gated, dropout: as in `evidens.nn.PixelNet`.
         one_hot: the network sees levels one-hot, not as numbers.
 
     Colours come one after the other, red first; with ``"logistic"`` all at once, coupled by its
@@ -66,7 +68,7 @@ class PixelCNN(Stepwise, Density):
         terms: int = 10,
         context: int = 0,
         classes: int = 0,
-        hidden: int = 64,
+        hidden: int | None = None,
         layers: int = 5,
         kernel: int = 3,
         first_kernel: int = 7,
@@ -77,9 +79,9 @@ class PixelCNN(Stepwise, Density):
         settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         settings["shape"] = [int(size) for size in shape]
         name = type(self).__name__
-        check_sizes(
-            name, shape, context, classes, None, None, terms=terms, hidden=hidden, layers=layers
-        )
+        sizes = {"terms": terms, "layers": layers, "levels": levels}
+        sizes |= {"hidden": 64 if hidden is None else hidden}
+        check_sizes(name, shape, context, classes, None, None, **sizes)
         output = output or ("bernoulli" if levels == 2 else "categorical")
         if len(shape) != 3:
             raise ValueError(f"{name}: shape must be (C, H, W), got {tuple(shape)}")
@@ -92,6 +94,7 @@ class PixelCNN(Stepwise, Density):
         if output == "logistic" and channels not in (1, 3):
             raise ValueError(f"{name}: output 'logistic' has 1 or 3 channels, got {channels}")
         groups = 1 if output == "logistic" else channels
+        hidden = -(-64 // groups) * groups if hidden is None else hidden
         if hidden % groups:
             raise ValueError(
                 f"{name}: hidden must be a multiple of the {groups} channels, got {hidden}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from evidens import ops
 from evidens.nn._shapes import check_features
@@ -211,11 +212,12 @@ class Autoregressive(nn.Module):
         Where a gradient is wanted, D passes.
         """
         check_features(self, y, self.features)
-        if torch.is_grad_enabled() and (
+        wanted = torch.is_grad_enabled() and (
             y.requires_grad
             or (context is not None and context.requires_grad)
             or any(p.requires_grad for p in self.parameters())
-        ):
+        )
+        if wanted or forward_ad._current_level >= 0:  # type: ignore[attr-defined]
             return self._by_passes(y, context)
         x, logdet = self.net.draw(y, context, inverse=True, **self._kind())
         return x, logdet

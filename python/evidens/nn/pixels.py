@@ -163,14 +163,13 @@ class PixelNet(nn.Module):
                 h = node.conv(h)
             if node.entry is not None:
                 h = h + node.entry(context)[:, :, None, None]
-            # What a convolution gives is nobody else's: these may overwrite it.
             if node.add is not None:
-                h = h.add_(values[node.add + 1])
+                h = h + values[node.add + 1]
             if node.activation == "gate":
                 a, b = h.unflatten(1, (1 if node.mask == "rows" else self.groups, 2, -1)).unbind(2)
                 h = (torch.tanh(a) * torch.sigmoid(b)).flatten(1, 2)
             elif node.activation == "relu":
-                h = torch.relu_(h)
+                h = torch.relu(h)
                 h = h if self.dropout is None else self.dropout(h)
             values.append(h)
         return values[-1]

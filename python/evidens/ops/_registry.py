@@ -229,7 +229,8 @@ class Op:
         return self._run(*args) if plain else self.inner(*args)
 
     def _refuse_tangents(self, args: tuple[Any, ...]) -> None:
-        for a in args:
+        each = (t for a in args for t in (a if isinstance(a, list | tuple) else (a,)))
+        for a in each:
             if isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None:
                 raise RuntimeError(
                     f"evidens.{self.name} offers no gradient, but an argument carries a tangent; "

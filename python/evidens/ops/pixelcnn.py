@@ -103,7 +103,8 @@ def pixelcnn_noise(
         device: where the result lives.
 
     Returns:
-        (N, R, H, W) in [0, 1): R = C, for ``"logistic"`` 1 + C, the first to choose the term.
+        (N, R, H, W) in [0, 1): R = C, for ``"logistic"`` 1 + C in (0, 1), the first to choose the
+        term.
 
     Raises:
         ValueError: naming the argument, what was expected and what came.
@@ -123,6 +124,9 @@ def pixelcnn_noise(
         )
     draws = channels + (kind == "logistic")
     u = philox_uniform(seed, 0, images, height * width * draws, dtype, row_offset, device)
+    if kind == "logistic":
+        # The end of a logistic's range would be drawn once in 2^24 numbers.
+        u = u.clamp(min=2.0**-25 if dtype is torch.float32 else 2.0**-54)
     return u.view(images, height, width, draws).permute(0, 3, 1, 2)
 
 
