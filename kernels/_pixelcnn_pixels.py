@@ -221,14 +221,13 @@ def pixel_kernel(
                 half, least = tl.load(numbers_ptr + 3), tl.load(numbers_ptr + 2)
                 red, green = half * 0, half * 0
                 for c in tl.static_range(COLOURS):
-                    own_block: tl.constexpr = 1 + c * (3 if COLOURS == 3 else 2)
-                    mean = tl.load(mine + own_block * mixtures)
+                    mean = tl.load(mine + (1 + c * 3) * mixtures)
                     if c == 1:
                         mean += activate(tl.load(mine + 3 * mixtures), 4) * red
                     if c == 2:
                         mean += activate(tl.load(mine + 6 * mixtures), 4) * red
                         mean += activate(tl.load(mine + 9 * mixtures), 4) * green
-                    low = tl.load(mine + (own_block + 1) * mixtures)
+                    low = tl.load(mine + (2 + c * 3) * mixtures)
                     scale = tl.exp(tl.where(low < least, least, low))
                     u = tl.load(u_ptr + (1 + c) * size)
                     bin = (mean + scale * tl.log(u / (1 - u)) + 1) * half + 0.5

@@ -338,24 +338,25 @@ def main() -> None:
         # A row at a time, a gate, and a layer without a weight; three colours in groups.
         program = [0, -1, 0, 0, 1, 1, -1, 100, 0, 1, 2, 1, 100, 0, 0, 3, -1, 1, 0, 0]
         told = [many[0, :3, 0, 0][:, None].expand(3, 12).contiguous(), None, None, None]
-        for kind, channels, groups in ((0, 3, 3), (1, 3, 3), (2, 3, 1), (2, 1, 1)):
-            for one_hot in (False, True):
-                shown = channels * 3 if one_hot else channels
-                outputs = {0: 3, 1: 9, 2: 10 if channels == 3 else 3}[kind]
-                noise = torch.ones(3, channels + (kind == 2), 5, 4, dtype=dtype)
-                first = torch.ones(12, shown, 3, 3, dtype=dtype)
-                last = torch.ones(outputs, 6, 3, 3, dtype=dtype)
-                net = [first, many[:0, :0, :1, :1], many, last]
-                held = known[:, :channels]
-                pixelcnn.pixelcnn_sample(
-                    noise, net, [None] * 4, [*taps, True, *taps, *taps], told, held, held.long(),
-                    program, kind, channels, 3, groups, one_hot, [1.0, 0.0], -7.0,
-                )  # fmt: skip
-                bare = [first[:, :, 1:2, 1:2][:outputs]]
-                pixelcnn.pixelcnn_sample(
-                    noise, bare, [None], [True], [None], None, None, [0, -1, 0, 1, 0], kind,
-                    channels, 3, groups, one_hot, [1.0, 0.0], -7.0,
-                )  # fmt: skip
+        for kind, channels, groups, one_hot in (
+            (0, 3, 3, False), (1, 3, 3, True), (2, 3, 1, False), (2, 1, 1, True)
+        ):  # fmt: skip
+            shown = channels * 3 if one_hot else channels
+            outputs = {0: 3, 1: 9, 2: 10 if channels == 3 else 3}[kind]
+            noise = torch.ones(3, channels + (kind == 2), 5, 4, dtype=dtype)
+            first, last = (
+                torch.ones(*size, 3, 3, dtype=dtype) for size in ((12, shown), (outputs, 6))
+            )
+            net, held = [first, many[:0, :0, :1, :1], many, last], known[:, :channels]
+            pixelcnn.pixelcnn_sample(
+                noise, net, [None] * 4, [*taps, True, *taps, *taps], told, held, held.long(),
+                program, kind, channels, 3, groups, one_hot, [1.0, 0.0], -7.0,
+            )  # fmt: skip
+        # One layer of one tap, and nothing else.
+        pixelcnn.pixelcnn_sample(
+            noise[:, :1], [first[:1, :1, :1, :1]], [None], [True], [None], None, None,
+            [0, -1, 0, 1, 0], 0, 1, 2, 1, False, [1.0, 0.0], -7.0,
+        )  # fmt: skip
     for name in DTYPES:
         case, dtype = f"masked {name}", getattr(torch, name)
         for n, c, o, groups in ((1, 1, 1, 1), (3, 9, 15, 3)):

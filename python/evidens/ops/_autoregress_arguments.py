@@ -82,11 +82,13 @@ def tensors(
 
 def _settled(tensors: list[Tensor]) -> bool:
     """Whether there is nothing to widen and no gradient to lose, found at once."""
-    dtypes, grad = (torch.float32, torch.float64), torch.is_grad_enabled()
-    return all(
-        isinstance(t, Tensor) and t.dtype in dtypes and not (grad and t.requires_grad)
-        for t in tensors
-    )
+    grad = torch.is_grad_enabled()
+    for t in tensors:
+        if not isinstance(t, Tensor) or (grad and t.requires_grad):
+            return False
+        if t.dtype is not torch.float32 and t.dtype is not torch.float64:
+            return False
+    return True
 
 
 def network(
@@ -99,8 +101,9 @@ def network(
 ) -> None:
     """Refuses weights, biases and degrees that do not fit each other and ``noise`` (N, D, R)."""
     features, layers = noise.shape[1], len(weights)
+    dtype, device = noise.dtype, noise.device
     for i, degree in enumerate(degrees):
-        if degree.ndim != 1 or degree.dtype is not torch.int64 or degree.device != noise.device:
+        if degree.ndim != 1 or degree.dtype is not torch.int64 or degree.device != device:
             raise ValueError(
                 f"evidens.{op}: degrees[{i}] must be an int64 tensor of one axis on "
                 f"{noise.device}, got {degree.dtype} {tuple(degree.shape)} on {degree.device}"
@@ -123,9 +126,10 @@ def network(
             raise ValueError(
                 f"evidens.{op}: biases[{i}] must have shape ({units},), got {tuple(bias.shape)}"
             )
-        for kind, t in (("weights", weight), ("biases", bias)):
-            if t is not None:
-                checks.alike(op, f"{kind}[{i}]", t, noise, "noise")
+        if weight.dtype is not dtype or weight.device != device:
+            raise checks.mixed(op, f"weights[{i}]", weight, noise, "noise")
+        if bias is not None and (bias.dtype is not dtype or bias.device != device):
+            raise checks.mixed(op, f"biases[{i}]", bias, noise, "noise")
         below = units
     if features and (below % features or below == 0):
         raise ValueError(
