@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -194,3 +195,96 @@ def test_far_rows_have_no_density(output, value, activation):
         assert density[0] < -1e5
         (gradient,) = torch.autograd.grad(density[1], x)
         assert gradient[1].isfinite().all()
+
+
+# --- what once went wrong -------------------------------------------------------------------------
+
+
+def test_a_draw_is_one_pass(monkeypatch):
+    model = made("categorical", 3)
+    monkeypatch.setattr(MADE, "_terms", None)  # densities are nothing to a draw
+    assert model.sample(5, random_state=0).shape == (5, 3)
+
+
+def test_queries_of_tensors_know_no_dropout_and_all_orders():
+    x = torch.randint(2, (40, 6), generator=torch.Generator().manual_seed(0))
+    model = MADE(6, hidden=(32,), dropout=0.5, orders=3, classes=2)
+    model.fit(x, x[:, 0], epochs=2, **QUICK)
+    model.train()
+    y = x[:, 0]
+    assert model.score(x, y) == pytest.approx(model.score(x.numpy(), y.numpy()), abs=1e-9)
+    assert model.bits_per_dim(x, y) == pytest.approx(model.bits_per_dim(x.numpy(), y.numpy()))
+    np.testing.assert_array_equal(model.predict(x).numpy(), model.predict(x.numpy()))
+
+
+def test_the_density_of_several_orders_compiles_while_training():
+    model = made("bernoulli", orders=3).train()
+    x = every_row(2)
+    compiled = torch.compile(model.log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model.log_prob(x))
+    assert compiled(x).exp().sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("orders", [1, 3])
+def test_rows_are_imputed_in_pieces(monkeypatch, orders):
+    model = made("gaussian", orders=orders)
+    x = torch.randn(20, 3, dtype=F64)
+    x[torch.rand(20, 3) < 0.5] = math.nan
+    whole = model.impute(x, random_state=0)
+    monkeypatch.setattr("evidens.models.made.PIECE", 1)
+    torch.testing.assert_close(model.impute(x, random_state=0), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("output", ["gaussian", "mixture"])
+def test_imputed_beside_what_is_far_away(output):
+    model = made(output)
+    filled = model.impute(np.array([[np.nan, 1e20, np.nan]]), random_state=0)
+    assert np.isfinite(filled).all()
+    assert filled[0, 1] == 1e20
+
+
+@pytest.mark.parametrize(("output", "levels"), INTEGERS)
+def test_weights_that_are_no_numbers_give_no_draws(output, levels):
+    model = made(output, levels)
+    with torch.no_grad():
+        model.layers[0].layers[-1].bias[-1] = math.nan
+    with pytest.raises(ValueError, match="not finite"):
+        model.sample(4, random_state=0)
+
+
+def test_orders_share_their_weights_after_loading():
+    model = MADE(4, hidden=(8,), orders=3)
+    count = sum(p.numel() for p in model.parameters())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_two_fits_at_once_are_as_one_by_one():
+    x = np.random.default_rng(0).integers(2, size=(200, 6))
+
+    models = [MADE(6, hidden=(16,), dropout=0.1) for _ in range(2)]
+    before = torch.random.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        scores = list(pool.map(lambda model: model.fit(x, epochs=3, **QUICK).score(x), models))
+    assert scores[0] == scores[1]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_half_precision_is_refused_in_words():
+    model = MADE(3, output="gaussian").bfloat16()
+    for call in (lambda: model.log_prob(torch.zeros(1, 3)), lambda: model.sample(2)):
+        with pytest.raises(TypeError, match=r"float32 or float64, and its weights are .*bfloat16"):
+            call()
+
+
+@pytest.mark.parametrize("hidden", [64, "88", (8.7,), (0,), (True,)])
+def test_widths_are_integers(hidden):
+    with pytest.raises(ValueError, match="hidden must be a sequence of integers"):
+        MADE(4, hidden=hidden)
+
+
+@pytest.mark.parametrize("n", [2.5, -1, "2"])
+def test_the_number_of_draws_is_an_integer(n):
+    with pytest.raises(ValueError, match="n must be an integer that is not negative"):
+        made("bernoulli").sample(n)

@@ -151,3 +151,26 @@ def test_rows_that_cannot_be(gated):
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_colours_take_a_width_that_suits_them():
+    assert PixelCNN((3, 4, 4), levels=4).layers.nodes[0].conv.out_channels == 66
+    assert PixelCNN((1, 4, 4), levels=4).layers.nodes[0].conv.out_channels == 64
+
+
+@pytest.mark.parametrize("levels", [2.5, "2", None])
+def test_levels_are_an_integer(levels):
+    with pytest.raises(ValueError, match="levels must be an integer"):
+        PixelCNN((1, 4, 4), levels=levels)
+
+
+def test_the_ends_of_a_logistic_are_not_drawn(monkeypatch):
+    """Uniforms of 24 bits are 0 once in 2^24."""
+    from evidens import ops
+
+    monkeypatch.setattr("evidens.ops.pixelcnn.philox_uniform", lambda *a: torch.zeros(a[2], a[3]))
+    u = ops.pixelcnn_noise("logistic", 1, 1, 1, 1, seed=0)
+    layer = ops.PixelLayer(torch.zeros(3, 1, 1, 1), torch.tensor([0.0, 0.9, -6.0]), mask="A")
+    level = ops.pixelcnn_sample(u, [layer], kind="logistic")
+    log_prob = ops.logistic_mixture_log_prob(level, layer.bias.view(1, 3, 1, 1))
+    assert log_prob.item() > -25

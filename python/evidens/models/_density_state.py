@@ -286,7 +286,9 @@ def widths(model: str, hidden: Any) -> list[int]:
         ValueError: they are not integers of at least 1 in a sequence.
     """
     listed = isinstance(hidden, Sequence | np.ndarray) and not isinstance(hidden, str)
-    if not listed or any(not isinstance(n, int | np.integer) or n < 1 for n in hidden):
+    if not listed or any(
+        isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in hidden
+    ):
         raise ValueError(
             f"{model}: hidden must be a sequence of integers of at least 1, as (64, 64), got "
             f"{hidden!r}"

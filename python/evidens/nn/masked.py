@@ -170,7 +170,7 @@ class MaskedLinear(nn.Module):
             degrees = degrees.to(torch.int64).clone()
             rising = bool((degrees[1:] >= degrees[:-1]).all())
             order = None if rising else torch.argsort(degrees, stable=True).to(device)
-            self.register_buffer(f"{name}_degrees", degrees.to(device), persistent=False)
+            self.register_buffer(f"{name}_degrees", degrees.to(device))
             self.register_buffer(f"{name}_order", order, persistent=False)
         self.in_features, self.out_features = len(self.in_degrees), len(self.out_degrees)
         shape = self.out_features, self.in_features
