@@ -24,6 +24,8 @@ from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.philox import philox_uniform
 from evidens.ops.pixelcnn import PixelLayer as PixelLayer
 from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
+from evidens.ops.rbm import RBMStatistics as RBMStatistics
+from evidens.ops.rbm import rbm_free_energy, rbm_gibbs, rbm_statistics
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
@@ -50,5 +52,8 @@ __all__ = [
     "pixelcnn_noise",
     "pixelcnn_sample",
     "rational_quadratic_spline",
+    "rbm_free_energy",
+    "rbm_gibbs",
+    "rbm_statistics",
     "spline_coupling",
 ]
