@@ -26,6 +26,8 @@ from evidens.ops.philox import philox_uniform
 from evidens.ops.pixelcnn import PixelLayer as PixelLayer
 from evidens.ops.pixelcnn import PixelState as PixelState
 from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample, pixelcnn_start, pixelcnn_step
+from evidens.ops.rbm import RBMStatistics as RBMStatistics
+from evidens.ops.rbm import rbm_free_energy, rbm_gibbs, rbm_statistics
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
@@ -56,5 +58,8 @@ __all__ = [
     "pixelcnn_start",
     "pixelcnn_step",
     "rational_quadratic_spline",
+    "rbm_free_energy",
+    "rbm_gibbs",
+    "rbm_statistics",
     "spline_coupling",
 ]

@@ -41,9 +41,17 @@ def floating(op: str, name: str, t: Tensor) -> None:
 
 
 def arguments(
-    op: str, x: Tensor, sizes: dict[str, int], what: Callable[[], str], *arguments: Argument
+    op: str,
+    x: Tensor,
+    sizes: dict[str, int],
+    what: Callable[[], str],
+    *arguments: Argument,
+    other: str = "x",
 ) -> None:
-    """Shapes by letters, and one dtype and device with ``x``; ``what()`` says whence the sizes."""
+    """Shapes by letters, and one dtype and device with ``x``, which is the argument ``other``.
+
+    ``what()`` says whence the sizes.
+    """
     dtype, device = x.dtype, x.device
     for name, t, letters in arguments:
         if t.shape != tuple([sizes[c] for c in letters]):
@@ -53,7 +61,7 @@ def arguments(
                 f"{what()}, got {tuple(t.shape)}"
             )
         if t.dtype is not dtype or t.device != device:
-            raise mixed(op, name, t, x)
+            raise mixed(op, name, t, x, other)
 
 
 def mixed(op: str, name: str, t: Tensor, x: Tensor, other: str = "x") -> TypeError:

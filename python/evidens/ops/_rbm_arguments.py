@@ -1,0 +1,225 @@
+"""Arguments of the RBM ops: every check, and what an argument is by default."""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evidens.ops import _checks as checks
+from evidens.reference.rbm import HIDDEN, VISIBLE
+
+
+class Machine(NamedTuple):
+    """Tensors of one dtype on one device, and the kinds of units."""
+
+    state: Tensor
+    weight: Tensor
+    visible_bias: Tensor
+    hidden_bias: Tensor
+    log_variance: Tensor | None
+    visible: str
+    hidden: str
+    levels: int
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """V and J."""
+        j, v = self.weight.shape
+        return v, j
+
+
+def machine(
+    op: str,
+    state: Tensor | None,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    visible: str,
+    hidden: str,
+    levels: int | None,
+    log_variance: Tensor | None,
+    *,
+    name: str = "v",
+    letters: str = "NV",
+) -> Machine:
+    """The machine, checked; ``state`` (None: there is none) is the argument called ``name``."""
+    given = [("weight", weight), ("visible_bias", visible_bias), ("hidden_bias", hidden_bias)]
+    if state is not None:
+        given.insert(0, (name, state))
+    if log_variance is not None:
+        given.append(("log_variance", log_variance))
+    tensors = dict(zip((n for n, _ in given), checks.widen(op, *given)))
+    weight = tensors["weight"]
+    checks.floating(op, "weight", weight)
+    if weight.ndim != 2:
+        raise ValueError(
+            f"evidens.{op}: weight must have shape (J, V), got {tuple(weight.shape)}; one row for "
+            "each hidden unit"
+        )
+    j, v = weight.shape
+    checks.choice(op, "visible", visible, VISIBLE)
+    checks.choice(op, "hidden", hidden, HIDDEN)
+    if (log_variance is not None) != (visible == "gaussian"):
+        raise ValueError(
+            f"evidens.{op}: log_variance (V,) belongs to visible='gaussian' and to no other kind, "
+            f"got {'a tensor' if log_variance is not None else 'None'} with {visible!r}"
+        )
+    if (levels is not None) != (visible == "softmax"):
+        raise ValueError(
+            f"evidens.{op}: levels (units of a group) belongs to visible='softmax' and to no other "
+            f"kind, got {levels!r} with {visible!r}"
+        )
+    if levels is not None and (levels < 1 or v % levels):
+        raise ValueError(
+            f"evidens.{op}: levels must divide the visible units, got {levels} with V = {v}; "
+            "group d holds units d * levels .. d * levels + levels - 1"
+        )
+    sizes = {"J": j, "V": v}
+    shapes = {"visible_bias": "V", "hidden_bias": "J", "log_variance": "V"}
+    if state is not None:
+        found = tensors[name]
+        if found.ndim != 2:
+            raise ValueError(
+                f"evidens.{op}: {name} must have shape ({', '.join(letters)}), got "
+                f"{tuple(found.shape)}; one row for each chain or sample"
+            )
+        sizes["N"] = found.shape[0]
+        shapes[name] = letters
+    others = [(n, t, shapes[n]) for n, t in tensors.items() if n != "weight"]
+    checks.arguments(
+        op, weight, sizes, lambda: f"weight (J, V) = {(j, v)}", *others, other="weight"
+    )
+    return Machine(
+        tensors[name] if state is not None else weight,
+        weight,
+        tensors["visible_bias"],
+        tensors["hidden_bias"],
+        tensors.get("log_variance"),
+        visible,
+        hidden,
+        levels or 0,
+    )
+
+
+def inverse_temperature(
+    op: str, beta: Tensor | float | None, rows: int, m: Machine
+) -> Tensor | None:
+    """``beta`` (N,), or None for 1."""
+    if beta is None:
+        return None
+    if not isinstance(beta, Tensor):
+        try:
+            beta = torch.full((), float(beta), dtype=m.weight.dtype, device=m.weight.device)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"evidens.{op}: beta must be a number or a tensor (N,), got {beta!r}"
+            ) from None
+    (beta,) = checks.widen(op, ("beta", beta))
+    checks.alike(op, "beta", beta, m.weight, "weight")
+    if beta.shape not in ((), (rows,)):
+        raise ValueError(
+            f"evidens.{op}: beta must be a number or have shape (N,) = ({rows},), got "
+            f"{tuple(beta.shape)}"
+        )
+    if m.visible == "gaussian" and checks.readable() and beta.is_cpu and not bool((beta > 0).all()):
+        raise ValueError(
+            f"evidens.{op}: beta must be positive with visible='gaussian', whose variance is "
+            f"divided by it, got {beta.min().item()}; start a path of temperatures above 0"
+        )
+    return beta.expand(rows)
+
+
+def vector(op: str, name: str, t: Tensor | None, rows: int, m: Machine) -> Tensor | None:
+    """A number for each row, or None."""
+    if t is None:
+        return None
+    (t,) = checks.widen(op, (name, t))
+    if t.shape != (rows,):
+        raise ValueError(
+            f"evidens.{op}: {name} must have shape (N,) = ({rows},), got {tuple(t.shape)}"
+        )
+    checks.alike(op, name, t, m.weight, "weight")
+    return t
+
+
+def clamping(
+    op: str, clamped: Tensor | None, values: Tensor | None, start: str, m: Machine
+) -> tuple[Tensor | None, Tensor | None]:
+    """Mask and values (N, V) of the visible units that are given."""
+    if values is not None and (start == "visible" or clamped is None):
+        raise ValueError(
+            f"evidens.{op}: values (N, V) goes with clamped and start='hidden'; with "
+            "start='visible' the clamped units keep what state holds"
+        )
+    if clamped is None:
+        return None, None
+    rows, v = m.state.shape[0], m.units[0]
+    if not isinstance(clamped, Tensor) or clamped.dtype is not torch.bool:
+        got = clamped.dtype if isinstance(clamped, Tensor) else type(clamped).__name__
+        raise TypeError(
+            f"evidens.{op}: clamped must be a bool tensor (V,) or (N, V), got {got}; "
+            "clamped.bool() makes one"
+        )
+    if clamped.shape not in ((v,), (rows, v)):
+        raise ValueError(
+            f"evidens.{op}: clamped must have shape (V,) = ({v},) or (N, V) = {(rows, v)}, got "
+            f"{tuple(clamped.shape)}"
+        )
+    if clamped.device != m.weight.device:
+        raise TypeError(
+            f"evidens.{op}: clamped must be on {m.weight.device} as weight is, got {clamped.device}"
+        )
+    clamped = clamped.expand(rows, v)
+    if start == "visible":
+        values = m.state
+    elif values is None:
+        raise ValueError(
+            f"evidens.{op}: clamped with start='hidden' needs values (N, V) = {(rows, v)}, what "
+            "the clamped units are"
+        )
+    else:
+        (values,) = checks.widen(op, ("values", values))
+        if values.shape != (rows, v):
+            raise ValueError(
+                f"evidens.{op}: values must have shape (N, V) = {(rows, v)}, got "
+                f"{tuple(values.shape)}"
+            )
+        checks.alike(op, "values", values, m.weight, "weight")
+    if m.levels and checks.readable() and clamped.is_cpu:
+        groups = clamped.unflatten(1, (-1, m.levels))
+        bad = groups.any(-1) & ~groups.all(-1)
+        if bad.any():
+            row, group = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"evidens.{op}: clamped must take a softmax group whole, got a part of group "
+                f"{group} in row {row}; mask.repeat_interleave(levels, -1) makes it from groups"
+            )
+    return clamped, values
+
+
+def stream(
+    op: str, seed: int, steps: int, step0: int, row0: int, rows: int
+) -> tuple[int, int, int, int]:
+    """Signed seed, steps, step0 and row0 of the Philox counter."""
+    try:
+        seed, steps, step0, row0 = (operator.index(i) for i in (seed, steps, step0, row0))
+    except TypeError:
+        raise TypeError(
+            f"evidens.{op}: seed, steps, step0 and row0 must be integers, got {seed!r}, {steps!r}, "
+            f"{step0!r} and {row0!r}. Convert with int()."
+        ) from None
+    if steps < 1:
+        raise ValueError(f"evidens.{op}: steps must be at least 1, got {steps}")
+    if step0 < 0 or step0 + steps > 1 << 31:
+        raise ValueError(
+            f"evidens.{op}: step0 must not be negative and step0 + steps at most 2^31, got {step0} "
+            f"and {steps}; fold a longer counter into the seed"
+        )
+    if row0 < 0 or row0 + rows > 1 << 63:
+        raise ValueError(
+            f"evidens.{op}: row0 must not be negative and row0 + N at most 2^63, got {row0}"
+        )
+    return ((seed + (1 << 63)) & 0xFFFFFFFFFFFFFFFF) - (1 << 63), steps, step0, row0
