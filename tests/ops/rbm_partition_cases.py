@@ -71,10 +71,9 @@ def machine(
 
 def _states(kind: str, units: int, levels: int) -> Tensor:
     if kind == "softmax":
-        one_hot = torch.eye(levels).tolist()
-        rows = [sum(r, []) for r in itertools.product(one_hot, repeat=units // levels)]
-    else:
-        rows = [list(r) for r in itertools.product((-(kind == "spin"), 1), repeat=units)]
+        chosen = torch.tensor(list(itertools.product(range(levels), repeat=units // levels)))
+        return torch.nn.functional.one_hot(chosen, levels).flatten(1).double()
+    rows = list(itertools.product((-(kind == "spin"), 1), repeat=units))
     return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), units)
 
 

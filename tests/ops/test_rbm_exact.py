@@ -149,8 +149,8 @@ def test_the_size_of_an_enumeration():
     message = r"at most 30 units \(2\^30 states\), got 31 beside 40; estimate it by rbm_ais"
     with pytest.raises(ValueError, match=message):
         ops.rbm_exact_log_partition(w, w[0], w[:, 0])
+    options = dict(visible="gaussian", log_variance=torch.zeros(31))
     with pytest.raises(ValueError, match="got 40 beside 31"):
-        options = dict(visible="gaussian", log_variance=torch.zeros(31))
         ops.rbm_exact_log_partition(w.T.contiguous(), w[:, 0], w[0], **options)
 
 
