@@ -106,6 +106,12 @@ def test_logistic_mixture(compiled, dtype):
     check(compiled, f"logistic mixture {dtype}", names)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rbm_partition(compiled, dtype):
+    names = {"_rbm_anneal.hidden_kernel", "_rbm_anneal.visible_kernel"}
+    check(compiled, f"rbm partition {dtype}", names)
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -333,6 +339,15 @@ def main() -> None:
             y = masked.masked_linear(x, weight, None, *degrees, None, None, False)
             rest = (*degrees, None, None, True, True, True, True)
             masked.masked_linear_backward(x, weight, y, *rest)
+    rbm_partition = importlib.import_module("evidens.kernels.rbm_partition")
+    for name in DTYPES:
+        case, dtype = f"rbm partition {name}", getattr(torch, name)
+        for units, hidden, levels in (
+            (1, 1, 0), (1, 1, 1), (2, 1, 2), (78, 70, 0), (78, 70, 1), (78, 70, 3), (384, 9, 128),
+        ):  # fmt: skip
+            weight, betas = torch.ones(hidden, units, dtype=dtype), torch.ones(3).double()
+            given = weight, weight[0], weight[:, 0], weight[0], betas
+            rbm_partition.rbm_ais(*given, 37, levels, 2**40, 5)
     for record in done.values():
         print(json.dumps(record))
 
