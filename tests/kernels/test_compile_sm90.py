@@ -114,6 +114,12 @@ def test_logistic_mixture(compiled, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_rbm_partition(compiled, dtype):
+    names = {"_rbm_anneal.hidden_kernel", "_rbm_anneal.visible_kernel"}
+    check(compiled, f"rbm partition {dtype}", names)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_rbm(compiled, dtype):
     names = {"half_kernel", "softmax_kernel", "free_energy_kernel", "sums_kernel", "columns_kernel"}
     check(compiled, f"rbm {dtype}", {f"_rbm_units.{name}" for name in names})
@@ -400,6 +406,15 @@ def main() -> None:
             y = masked.masked_linear(x, weight, None, *degrees, None, None, False)
             rest = (*degrees, None, None, True, True, True, True)
             masked.masked_linear_backward(x, weight, y, *rest)
+    rbm_partition = importlib.import_module("evidens.kernels.rbm_partition")
+    for name in DTYPES:
+        case, dtype = f"rbm partition {name}", getattr(torch, name)
+        for units, hidden, levels in (
+            (1, 1, 0), (1, 1, 1), (2, 1, 2), (78, 70, 0), (78, 70, 1), (78, 70, 3), (384, 9, 128),
+        ):  # fmt: skip
+            weight, betas = torch.ones(hidden, units, dtype=dtype), torch.ones(3).double()
+            given = weight, weight[0], weight[:, 0], weight[0], betas
+            rbm_partition.rbm_ais(*given, 37, levels, 2**40, 5)
     for record in done.values():
         print(json.dumps(record))
 

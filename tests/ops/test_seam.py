@@ -40,7 +40,13 @@ AUTOREGRESSIVE = (
     "pixelcnn_noise",
     "pixelcnn_sample",
 )
-MACHINES = ("rbm_free_energy", "rbm_gibbs", "rbm_statistics")  # test_rbm*.py of these
+MACHINES = (  # test_rbm*.py of these
+    "rbm_ais",
+    "rbm_exact_log_partition",
+    "rbm_free_energy",
+    "rbm_gibbs",
+    "rbm_statistics",
+)
 # Of torch's own ops and of other ops, so there is nothing to register.
 COMPOSITE = ("invertible_linear", "made_noise", "pixelcnn_noise")
 # They keep a state from call to call, which no schema has.
