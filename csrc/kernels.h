@@ -10,6 +10,7 @@
 #include "masked_conv.h"
 #include "philox_params.h"
 #include "pixelcnn.h"
+#include "rbm.h"
 #include "spline.h"
 
 namespace evidens {
@@ -27,6 +28,7 @@ struct Kernels {
   const MadeKernel *made;
   const PixelKernel *pixelcnn;
   const LogisticMixtureKernel *logistic_mixture;
+  const RbmKernel *rbm;
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

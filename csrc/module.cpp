@@ -23,6 +23,7 @@
 #include "kernels.h"
 #include "logistic_mixture_host.h"
 #include "masked_conv_host.h"
+#include "rbm_host.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -352,6 +353,20 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("logistic_mixture_sample", &logistic_mixture_sample, release, py::arg("is_double"), py::arg("rows"),
         py::arg("places"), py::arg("mixtures"), py::arg("channels"), py::arg("levels"), py::arg("min_log_scale"),
         py::arg("params"), py::arg("seed"), py::arg("row0"), py::arg("step0"), py::arg("x"));
+  m.def("rbm_gibbs", &rbm_gibbs, release, py::arg("is_double"), py::arg("rows"), py::arg("visible"), py::arg("hidden"),
+        py::arg("visible_kind"), py::arg("hidden_kind"), py::arg("levels"), py::arg("weight"), py::arg("visible_bias"),
+        py::arg("hidden_bias"), py::arg("precision"), py::arg("scale"), py::arg("beta"), py::arg("state"),
+        py::arg("state_row"), py::arg("from_hidden"), py::arg("clamped"), py::arg("clamped_row"), py::arg("values"),
+        py::arg("values_row"), py::arg("steps"), py::arg("step0"), py::arg("row0"), py::arg("seed"), py::arg("new_v"),
+        py::arg("new_h"), py::arg("v_mean"), py::arg("h_mean"));
+  m.def("rbm_free_energy", &rbm_free_energy, release, py::arg("is_double"), py::arg("rows"), py::arg("visible"),
+        py::arg("hidden"), py::arg("hidden_kind"), py::arg("weight"), py::arg("visible_bias"), py::arg("hidden_bias"),
+        py::arg("precision"), py::arg("beta"), py::arg("v"), py::arg("v_row"), py::arg("out"));
+  m.def("rbm_statistics", &rbm_statistics, release, py::arg("is_double"), py::arg("rows"), py::arg("visible"),
+        py::arg("hidden"), py::arg("hidden_kind"), py::arg("weight"), py::arg("hidden_bias"), py::arg("precision"),
+        py::arg("v"), py::arg("v_row"), py::arg("means_given"), py::arg("h_mean"), py::arg("h_row"),
+        py::arg("sample_weight"), py::arg("centre"), py::arg("sum_weight"), py::arg("sum_v"), py::arg("sum_h"),
+        py::arg("square"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

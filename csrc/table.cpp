@@ -13,6 +13,7 @@ extern const evidens::MaskedConvKernel masked_conv[2];
 extern const evidens::MadeKernel made[2];
 extern const evidens::PixelKernel pixelcnn[2];
 extern const evidens::LogisticMixtureKernel logistic_mixture[2];
+extern const evidens::RbmKernel rbm[2];
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -57,6 +58,7 @@ constexpr evidens::Kernels kernels = {EVIDENS_STRING(EVIDENS_LEVEL),
                                       made,
                                       pixelcnn,
                                       logistic_mixture,
+                                      rbm,
                                       philox_uniform,
                                       vector_math};
 

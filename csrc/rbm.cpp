@@ -1,0 +1,267 @@
+// Restricted Boltzmann machines: Gibbs chains, free energies, sums of the gradient.
+//
+// Rows do not meet, so a block of rows goes through all its steps while its states are in the cache.
+#include "rbm.h"
+
+#include "kernels.h"
+#include "rbm_product.h"
+#include "rbm_units.h"
+
+namespace EVIDENS_NAMESPACE {
+namespace {
+
+using evidens::RbmLayer;
+using evidens::RbmParams;
+using evidens::RbmSums;
+
+template <class T> constexpr int64_t padded(int64_t units) { return panels_of(units, kPanel<T>) * kPanel<T>; }
+
+// Panels, bias, scale.
+template <class T> int64_t packed_elements(int64_t depth, int64_t units) { return padded<T>(units) * (depth + 2); }
+template <class T> T *packed_bias(const RbmLayer &l) {
+  return static_cast<T *>(l.packed) + padded<T>(l.units) * l.depth;
+}
+
+template <class T> void pack(int64_t begin, int64_t end, const RbmParams &p, bool hidden) {
+  const RbmLayer &l = hidden ? p.hidden : p.visible;
+  const T *const weight = static_cast<const T *>(p.weight), *const precision = static_cast<const T *>(p.precision);
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t first = k * kPanel<T>, units = l.units - first < kPanel<T> ? l.units - first : kPanel<T>;
+    T *const out = static_cast<T *>(l.packed) + first * l.depth;
+    if (hidden) {
+      transpose_in(weight + first * l.depth, l.depth, int64_t(1), units, l.depth, kPanel<T>, out);
+      if (precision != nullptr) pack_columns(out, kPanel<T>, kPanel<T>, l.depth, precision, out);
+    } else {
+      pack_columns(weight + first, l.units, units, l.depth, static_cast<const T *>(nullptr), out);
+    }
+    T *const bias = packed_bias<T>(l) + first, *const scale = bias + padded<T>(l.units);
+    for (int64_t i = 0; i < kPanel<T>; ++i) {
+      bias[i] = i < units ? static_cast<const T *>(l.bias)[first + i] : T(0);
+      scale[i] = i < units && l.scale != nullptr ? static_cast<const T *>(l.scale)[first + i] : T(0);
+    }
+  }
+}
+
+// --- Gibbs chains --------------------------------------------------------------------------------
+
+template <class T> struct Block {
+  const RbmParams &p;
+  int64_t first, rows;
+  ProductScratch<T> product;
+  T *groups;
+
+  static int64_t most_depth(const RbmParams &p) {
+    return p.visible.depth > p.hidden.depth ? p.visible.depth : p.hidden.depth;
+  }
+  static int64_t bytes(const RbmParams &p, int64_t rows) {
+    return ProductScratch<T>::bytes(rows, most_depth(p)) + Units<T>::scratch_elements(p.visible) * int64_t(sizeof(T)) +
+           rows * int64_t(sizeof(double));
+  }
+  Block(int64_t begin, int64_t end, const RbmParams &params, void *scratch)
+      : p(params),
+        first(begin),
+        rows(end - begin),
+        product(scratch, rows, most_depth(params)),
+        groups(reinterpret_cast<T *>(static_cast<char *>(scratch) + ProductScratch<T>::bytes(rows, most_depth(p)))) {}
+
+  template <int Kind>
+  void half_as(const RbmLayer &l, const T *other, int64_t stride, T *state, T *mean, int64_t step) {
+    const Units<T> units(p, l, packed_bias<T>(l), first, state, mean, uint64_t(step));
+    multiply(other + first * stride, stride, rows, l.depth, static_cast<const T *>(l.packed), l.depth * kPanel<T>,
+             l.units, product,
+             [&](int64_t n, int64_t unit, const T *sums) { units.template panel<Kind>(n, unit, sums); });
+    if constexpr (Kind == evidens::kSoftmaxUnits) units.finish(rows, groups);
+  }
+  void half(const RbmLayer &l, const T *other, int64_t stride, void *state, void *mean, int64_t step) {
+    using namespace evidens;
+    T *const s = static_cast<T *>(state), *const m = static_cast<T *>(mean);
+    switch (l.kind) {
+      case kSpinUnits: return half_as<kSpinUnits>(l, other, stride, s, m, step);
+      case kGaussianUnits: return half_as<kGaussianUnits>(l, other, stride, s, m, step);
+      case kSoftmaxUnits: return half_as<kSoftmaxUnits>(l, other, stride, s, m, step);
+      default: return half_as<kBernoulliUnits>(l, other, stride, s, m, step);
+    }
+  }
+
+  void clamp(void *out) {
+    if (out == nullptr || p.clamped == nullptr) return;
+    const int64_t units = p.visible.units;
+    for (int64_t n = first; n < first + rows; ++n) {
+      const uint8_t *const given = p.clamped + n * p.clamped_row;
+      const T *const value = static_cast<const T *>(p.values) + n * p.values_row;
+      T *const line = static_cast<T *>(out) + n * units;
+      for (int64_t i = 0; i < units; ++i) line[i] = given[i] ? value[i] : line[i];
+    }
+  }
+
+  void gibbs() {
+    const T *v = static_cast<const T *>(p.v), *h = static_cast<const T *>(p.h);
+    int64_t v_row = p.v_row, h_row = p.h_row;
+    for (int64_t t = 0; t < p.steps; ++t) {
+      const int64_t step = 2 * (p.step0 + t);
+      const bool last = t + 1 == p.steps;
+      for (int turn = 0; turn < 2; ++turn) {
+        if ((turn == 0) == (p.from_hidden != 0)) {
+          void *const mean = last ? p.v_mean : nullptr;
+          half(p.visible, h, h_row, p.new_v, mean, step + 1);
+          clamp(p.new_v), clamp(mean);
+          v = static_cast<const T *>(p.new_v), v_row = p.visible.units;
+        } else {
+          half(p.hidden, v, v_row, p.new_h, last ? p.h_mean : nullptr, step);
+          h = static_cast<const T *>(p.new_h), h_row = p.hidden.units;
+        }
+      }
+    }
+  }
+
+  // Free energies: minus the sum of log(1 + exp(input)), or log(2 cosh(input)), and the visible units' own.
+  void free_energy() {
+    constexpr int W = width<T>;
+    const bool spin = p.hidden.kind == evidens::kSpinUnits;
+    const T *const v = static_cast<const T *>(p.v) + first * p.v_row, *const bias = packed_bias<T>(p.hidden);
+    const T *const beta = p.beta == nullptr ? nullptr : static_cast<const T *>(p.beta) + first;
+    double *const total = reinterpret_cast<double *>(groups);
+    for (int64_t n = 0; n < rows; ++n) total[n] = own(v + n * p.v_row) * (beta == nullptr ? 1 : double(beta[n]));
+    multiply(v, p.v_row, rows, p.hidden.depth, static_cast<const T *>(p.hidden.packed), p.hidden.depth * kPanel<T>,
+             p.hidden.units, product, [&](int64_t n, int64_t unit, const T *sums) {
+               const Vec<T> b = broadcast<T>(beta == nullptr ? T(1) : beta[n]);
+               const int64_t left = p.hidden.units - unit;
+               T terms[kPanel<T>];
+               for (int64_t c = 0; c < kPanel<T>; c += W) {
+                 const Vec<T> x = (load(sums + c) + load(bias + unit + c)) * b, a = abs<T>(x);
+                 const Vec<T> term = spin ? a + softplus<T>(T(-2) * a) : softplus<T>(x);
+                 store(terms + c,
+                       lane_numbers<T>() + Int<T>(c) < Int<T>(left < kPanel<T> ? left : kPanel<T>) ? term : Vec<T>{});
+               }
+               total[n] -= sum_in_double(terms, kPanel<T>);
+             });
+    for (int64_t n = 0; n < rows; ++n) static_cast<T *>(p.free_energy)[first + n] = T(total[n]);
+  }
+  double own(const T *v) const {
+    const T *const b = static_cast<const T *>(p.visible.bias), *const precision = static_cast<const T *>(p.precision);
+    double lanes[8] = {};  // so that the sum is not one chain of additions
+    for (int64_t i = 0; i < p.visible.units; ++i) {
+      const double x = double(v[i]), away = x - double(b[i]);
+      if (precision != nullptr) lanes[i % 8] += 0.5 * double(precision[i]) * away * away;
+      else if (x != 0) lanes[i % 8] -= x * double(b[i]);
+    }
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+  }
+};
+
+template <class T> int64_t scratch_bytes(const RbmParams &p, int64_t rows) { return Block<T>::bytes(p, rows); }
+template <class T> void gibbs(int64_t begin, int64_t end, const RbmParams &p, void *scratch) {
+  Block<T>(begin, end, p, scratch).gibbs();
+}
+template <class T> void means(int64_t begin, int64_t end, const RbmParams &p, void *scratch) {
+  Block<T>(begin, end, p, scratch).half(p.hidden, static_cast<const T *>(p.v), p.v_row, nullptr, p.h_mean, 0);
+}
+template <class T> void free_energy(int64_t begin, int64_t end, const RbmParams &p, void *scratch) {
+  Block<T>(begin, end, p, scratch).free_energy();
+}
+
+// --- sums over rows ------------------------------------------------------------------------------
+// A band of visible units, transposed, is what the rows of states are elsewhere; the means of the
+// hidden units are the weights.  Sums are in the type of the data within a chunk of rows, else double.
+
+constexpr int64_t kBand = 24;     // visible units
+constexpr int64_t kChunk = 1024;  // rows
+
+template <class T> void pack_sums(int64_t begin, int64_t end, const RbmSums &p) {
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t first = k * kPanel<T>, units = p.hidden - first < kPanel<T> ? p.hidden - first : kPanel<T>;
+    T *const out = static_cast<T *>(p.packed) + first * p.rows;
+    pack_columns(static_cast<const T *>(p.h_mean) + first, p.h_row, units, p.rows,
+                 static_cast<const T *>(p.sample_weight), out);
+    double sums[kPanel<T>] = {};
+    for (int64_t n = 0; n < p.rows; ++n) {
+      for (int64_t i = 0; i < kPanel<T>; ++i) sums[i] += double(out[n * kPanel<T> + i]);
+    }
+    for (int64_t i = 0; i < units; ++i) static_cast<T *>(p.sum_h)[first + i] = T(sums[i]);
+  }
+}
+
+template <class T> struct Band {
+  const RbmSums &p;
+  int64_t first, units, chunk, hidden;
+  ProductScratch<T> product;
+  double *total;  // (band, hidden units, padded), where there are several chunks
+  T *v, *sums;    // (band, chunk) and (band, hidden units, padded)
+
+  static int64_t rows_of(const RbmSums &p) { return p.rows < 1 ? 1 : p.rows < kChunk ? p.rows : kChunk; }
+  static int64_t bytes(const RbmSums &p) {
+    const int64_t h = padded<T>(p.hidden);
+    return ProductScratch<T>::bytes(kBand, rows_of(p)) + kBand * (h * 8 + (rows_of(p) + h) * int64_t(sizeof(T)));
+  }
+  Band(int64_t begin, int64_t end, const RbmSums &params, void *scratch)
+      : p(params),
+        first(begin),
+        units(end - begin),
+        chunk(rows_of(params)),
+        hidden(padded<T>(params.hidden)),
+        product(scratch, kBand, chunk) {
+    char *next = static_cast<char *>(scratch) + ProductScratch<T>::bytes(kBand, chunk);
+    total = reinterpret_cast<double *>(next);
+    sums = reinterpret_cast<T *>(total + kBand * hidden);
+    v = sums + kBand * hidden;
+  }
+
+  void run() {
+    double sum[kBand] = {}, square[kBand] = {};
+    const bool several = p.rows > chunk;
+    for (int64_t i = 0; several && i < units * hidden; ++i) total[i] = 0;
+    for (int64_t n = 0; n == 0 || n < p.rows; n += chunk) {
+      const int64_t rows = p.rows - n < chunk ? p.rows - n : chunk;
+      transpose_in(static_cast<const T *>(p.v) + n * p.v_row + first, p.v_row, int64_t(1), rows, units, chunk, v);
+      // The panels of all rows lie one after the other.
+      multiply_chunk(n, rows);
+      for (int64_t i = 0; i < units; ++i) own(n, rows, v + i * chunk, i, sum[i], square[i]);
+      for (int64_t i = 0; several && i < units * hidden; ++i) total[i] += double(sums[i]);
+    }
+    for (int64_t i = 0; several && i < units * hidden; ++i) sums[i] = T(total[i]);
+    T *const out = static_cast<T *>(p.weight) + first;
+    for (int64_t j = 0; j < p.hidden; j += width<T>) {
+      scatter_rows(units, sums + j, hidden, p.hidden - j, [&](int l) { return out + (j + l) * p.visible; });
+    }
+    for (int64_t i = 0; i < units; ++i) {
+      static_cast<T *>(p.sum_v)[first + i] = T(sum[i]);
+      if (p.square != nullptr) static_cast<T *>(p.square)[first + i] = T(square[i]);
+    }
+  }
+
+ private:
+  void multiply_chunk(int64_t n, int64_t rows) {
+    multiply(v, chunk, units, rows, static_cast<const T *>(p.packed) + n * kPanel<T>, p.rows * kPanel<T>, p.hidden,
+             product, [&](int64_t i, int64_t unit, const T *found) {
+               for (int64_t c = 0; c < kPanel<T>; c += width<T>) store(sums + i * hidden + unit + c, load(found + c));
+             });
+  }
+  void own(int64_t n, int64_t rows, const T *values, int64_t i, double &sum, double &square) const {
+    const T *const weight = p.sample_weight == nullptr ? nullptr : static_cast<const T *>(p.sample_weight) + n;
+    const double centre = p.centre == nullptr ? 0 : double(static_cast<const T *>(p.centre)[first + i]);
+    double first_lanes[8] = {}, second_lanes[8] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const double away = double(values[r]) - centre, w = weight == nullptr ? 1 : double(weight[r]);
+      first_lanes[r % 8] += w * away;
+      second_lanes[r % 8] += w * away * away;
+    }
+    for (int l = 0; l < 8; ++l) sum += first_lanes[l], square += second_lanes[l];
+  }
+};
+
+template <class T> int64_t sums_bytes(const RbmSums &p) { return Band<T>::bytes(p); }
+template <class T> void sums(int64_t begin, int64_t end, const RbmSums &p, void *scratch) {
+  Band<T>(begin, end, p, scratch).run();
+}
+
+template <class T> constexpr evidens::RbmKernel kernel() {
+  return {kPanel<T>, packed_elements<T>, pack<T>,      scratch_bytes<T>, gibbs<T>, means<T>, free_energy<T>,
+          kBand,     sums_bytes<T>,      pack_sums<T>, sums<T>};
+}
+
+}  // namespace
+
+extern const evidens::RbmKernel rbm[2];
+constexpr evidens::RbmKernel rbm[2] = {kernel<float>(), kernel<double>()};
+
+}  // namespace EVIDENS_NAMESPACE

@@ -1,0 +1,108 @@
+// Restricted Boltzmann machines, the host's side: packing, blocks of rows, bands of visible units.
+#pragma once
+#include "host.h"
+#include "kernels.h"
+
+namespace evidens {
+
+// Runs one of the kernel's functions over all rows in blocks.  Rows do not meet, so blocks may be cut by
+// the number of threads.
+inline void rbm_rows(const RbmKernel &kernel, const RbmParams &p, double passes,
+                     void (*run)(int64_t, int64_t, const RbmParams &, void *)) {
+  const double product = double(p.visible.units) * double(p.hidden.units);
+  const int64_t workers = workers_for(double(p.rows) * product * passes, p.rows), most = 96;
+  const int64_t each = (std::max<int64_t>(p.rows, 1) + workers - 1) / workers;
+  const int64_t parts = workers * ((each + most - 1) / most);
+  const int64_t block = std::max<int64_t>((p.rows + parts - 1) / parts, 1), blocks = (p.rows + block - 1) / block;
+  const int64_t bytes = (kernel.scratch_bytes(p, block) + 63) / 64 * 64;
+  const Buffer scratch = allocate(std::min(workers, blocks) * bytes);
+  run_blocks(pool, blocks, std::min(workers, blocks), [&](int64_t i, int64_t worker) {
+    run(i * block, std::min(p.rows, (i + 1) * block), p, static_cast<char *>(scratch.get()) + worker * bytes);
+  });
+}
+
+inline Buffer rbm_packed(const RbmKernel &kernel, bool is_double, RbmLayer &layer) {
+  Buffer packed = allocate(kernel.packed_elements(layer.depth, layer.units) * (is_double ? 8 : 4));
+  layer.packed = packed.get();
+  return packed;
+}
+inline void rbm_pack(const RbmKernel &kernel, const RbmParams &p, bool hidden) {
+  const int64_t panels = ((hidden ? p.hidden : p.visible).units + kernel.panel - 1) / kernel.panel;
+  const double work = double(p.visible.units) * double(p.hidden.units) * 4;
+  run_blocks(pool, panels, workers_for(work, panels), [&](int64_t k, int64_t) { kernel.pack(k, k + 1, p, hidden); });
+}
+
+inline RbmParams rbm_machine(int64_t rows, int64_t visible, int64_t hidden, int visible_kind, int hidden_kind,
+                             int64_t levels, uintptr_t weight, uintptr_t visible_bias, uintptr_t hidden_bias,
+                             uintptr_t precision, uintptr_t scale, uintptr_t beta) {
+  RbmParams p{};
+  p.rows = rows, p.weight = at(weight), p.precision = at(precision), p.beta = at(beta);
+  p.visible = {visible, hidden, visible_kind, levels, at(visible_bias), at(scale), nullptr};
+  p.hidden = {hidden, visible, hidden_kind, 0, at(hidden_bias), nullptr, nullptr};
+  return p;
+}
+
+inline void rbm_gibbs(bool is_double, int64_t rows, int64_t visible, int64_t hidden, int visible_kind, int hidden_kind,
+                      int64_t levels, uintptr_t weight, uintptr_t visible_bias, uintptr_t hidden_bias,
+                      uintptr_t precision, uintptr_t scale, uintptr_t beta, uintptr_t state, int64_t state_row,
+                      bool from_hidden, uintptr_t clamped, int64_t clamped_row, uintptr_t values, int64_t values_row,
+                      int64_t steps, int64_t step0, int64_t row0, uint64_t seed, uintptr_t new_v, uintptr_t new_h,
+                      uintptr_t v_mean, uintptr_t h_mean) {
+  const RbmKernel &kernel = kernels->rbm[is_double];
+  RbmParams p = rbm_machine(rows, visible, hidden, visible_kind, hidden_kind, levels, weight, visible_bias, hidden_bias,
+                            precision, scale, beta);
+  p.from_hidden = from_hidden;
+  (from_hidden ? p.h : p.v) = at(state);
+  (from_hidden ? p.h_row : p.v_row) = state_row;
+  p.clamped = at<uint8_t>(clamped), p.clamped_row = clamped_row;
+  p.values = at(values), p.values_row = values_row;
+  p.steps = steps, p.step0 = step0, p.row0 = row0, p.seed = seed;
+  p.new_v = at(new_v), p.new_h = at(new_h), p.v_mean = at(v_mean), p.h_mean = at(h_mean);
+  const Buffer down = rbm_packed(kernel, is_double, p.visible), up = rbm_packed(kernel, is_double, p.hidden);
+  rbm_pack(kernel, p, false);
+  rbm_pack(kernel, p, true);
+  rbm_rows(kernel, p, 2 * double(steps), kernel.gibbs);
+}
+
+inline void rbm_free_energy(bool is_double, int64_t rows, int64_t visible, int64_t hidden, int hidden_kind,
+                            uintptr_t weight, uintptr_t visible_bias, uintptr_t hidden_bias, uintptr_t precision,
+                            uintptr_t beta, uintptr_t v, int64_t v_row, uintptr_t out) {
+  const RbmKernel &kernel = kernels->rbm[is_double];
+  RbmParams p =
+      rbm_machine(rows, visible, hidden, 0, hidden_kind, 0, weight, visible_bias, hidden_bias, precision, 0, beta);
+  p.v = at(v), p.v_row = v_row, p.free_energy = at(out);
+  const Buffer up = rbm_packed(kernel, is_double, p.hidden);
+  rbm_pack(kernel, p, true);
+  rbm_rows(kernel, p, 1, kernel.free_energy);
+}
+
+// Means of the hidden units, unless they are given, and the sums over rows.
+inline void rbm_statistics(bool is_double, int64_t rows, int64_t visible, int64_t hidden, int hidden_kind,
+                           uintptr_t weight, uintptr_t hidden_bias, uintptr_t precision, uintptr_t v, int64_t v_row,
+                           bool means_given, uintptr_t h_mean, int64_t h_row, uintptr_t sample_weight, uintptr_t centre,
+                           uintptr_t sum_weight, uintptr_t sum_v, uintptr_t sum_h, uintptr_t square) {
+  const RbmKernel &kernel = kernels->rbm[is_double];
+  if (!means_given) {
+    RbmParams p = rbm_machine(rows, visible, hidden, 0, hidden_kind, 0, weight, 0, hidden_bias, precision, 0, 0);
+    p.v = at(v), p.v_row = v_row, p.h_mean = at(h_mean);
+    const Buffer up = rbm_packed(kernel, is_double, p.hidden);
+    rbm_pack(kernel, p, true);
+    rbm_rows(kernel, p, 1, kernel.means);
+  }
+  RbmSums s{rows,       visible, hidden,         at(v),     v_row,     at(h_mean), h_row, at(sample_weight),
+            at(centre), nullptr, at(sum_weight), at(sum_v), at(sum_h), at(square)};
+  const int64_t panels = (hidden + kernel.panel - 1) / kernel.panel, bands = (visible + kernel.band - 1) / kernel.band;
+  const Buffer packed = allocate(panels * kernel.panel * rows * (is_double ? 8 : 4));
+  s.packed = packed.get();
+  run_blocks(pool, panels, workers_for(double(rows) * double(hidden) * 4, panels),
+             [&](int64_t k, int64_t) { kernel.pack_sums(k, k + 1, s); });
+  const int64_t workers = workers_for(double(rows) * double(visible) * double(hidden), bands);
+  const int64_t bytes = (kernel.sums_bytes(s) + 63) / 64 * 64;
+  const Buffer scratch = allocate(workers * bytes);
+  run_blocks(pool, bands, workers, [&](int64_t i, int64_t worker) {
+    kernel.sums(i * kernel.band, std::min(visible, (i + 1) * kernel.band), s,
+                static_cast<char *>(scratch.get()) + worker * bytes);
+  });
+}
+
+}  // namespace evidens
