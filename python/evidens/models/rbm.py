@@ -227,8 +227,8 @@ class BernoulliRBM(RBM):
         told = super()._told(rows)
         if told != "running":
             return told
-        data = rows.sparse if rows.sparse is not None else rows.dense
-        data = data if rows.sparse is not None or rows.is_tensor else data.numpy()
+        data: Any = rows.dense if rows.sparse is None else rows.sparse
+        data = data if rows.is_tensor or rows.dense is None else data.numpy()
         return f"pseudo-likelihood = {float(self.score_samples(data).mean()):.2f}"
 
     # Hooks of scikit-learn's class of these names.

@@ -394,12 +394,13 @@ class Progress:
     """A line for every epoch where ``verbose`` is set; a bar besides where somebody may watch."""
 
     def __init__(self, name: str, verbose: int, epochs: int) -> None:
-        self.name, self.verbose, self.bar = name, int(verbose), None
+        self.name, self.verbose = name, int(verbose)
+        self.bar: Any = None
         self.begin = time.perf_counter()
         if self.verbose and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar: Any = tqdm(total=epochs, desc=name, unit="epoch", leave=False)
+            self.bar = tqdm(total=epochs, desc=name, unit="epoch", leave=False)
 
     def epoch(self, model: Any, rows: RBMRows) -> None:
         """Print where learning is, in scikit-learn's words."""
