@@ -91,11 +91,12 @@ class Learner:
         minus = ops.rbm_statistics(
             minus_v, *p.arguments, h_mean=minus_h, sample_weight=minus_weight, **p.kinds
         )
+        hidden = plus.hidden.clone() if self.visible_offset is not None else plus.hidden
         a = share / total
         b = a if self.method == "cd" else share / len(minus_v)
 
         def difference(of: Callable[[Any], Tensor]) -> Tensor:
-            return of(plus).mul(a).sub_(of(minus), alpha=b)
+            return of(plus).mul_(a).sub_(of(minus), alpha=b)
 
         steps = {
             "weight": difference(lambda s: s.weight),
@@ -110,7 +111,7 @@ class Learner:
             steps["log_variance"] = difference(lambda s: s.log_variance).clamp_(-1, 1)
             steps["log_variance"][p.pixels :] = 0  # a class has none
         if self.visible_offset is not None:
-            self._centre(steps, plus.hidden / total)
+            self._centre(steps, hidden / total)
         if self.weight_decay:
             steps["weight"].sub_(p.weight, alpha=self.weight_decay)
         self._move(steps, rate)
@@ -121,7 +122,11 @@ class Learner:
         """Rows with their class, drawn from p(class | x) where it is unknown."""
         if not self.p.classes:
             return x
-        label = draw_class(self.p.class_terms(x), labels, self.stream, self.stream.take(1))
+        if labels is None or bool((labels < 0).any()):
+            logits = self.p.class_terms(x)
+        else:
+            logits = x.new_zeros(len(x), self.p.classes)  # nothing is drawn
+        label = draw_class(logits, labels, self.stream, self.stream.take(1))
         return torch.cat([x, label], 1)
 
     def _negative(self, v: Tensor, h_mean: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -163,11 +168,12 @@ class Learner:
                 step = (
                     step.mul_(rate)
                     if old is None
-                    else old.mul(self.momentum).add_(step, alpha=rate)
+                    else old.mul_(self.momentum).add_(step, alpha=rate)
                 )
                 steps[name] = step
         scale = 1.0 if self.momentum else rate
-        size = sum(float(torch.linalg.vector_norm(step)) for step in steps.values()) * scale
+        # One number for all: what is not finite in a bias is not in the weights either.
+        size = float(torch.linalg.vector_norm(steps["weight"])) * scale
         if not size <= ASTRAY * math.sqrt(self.p.weight.numel()):
             raise Diverged
         for name, step in steps.items():
