@@ -11,6 +11,7 @@
 #include "philox_params.h"
 #include "pixelcnn.h"
 #include "rbm.h"
+#include "rbm_partition.h"
 #include "spline.h"
 
 namespace evidens {
@@ -29,6 +30,8 @@ struct Kernels {
   const PixelKernel *pixelcnn;
   const LogisticMixtureKernel *logistic_mixture;
   const RbmKernel *rbm;
+  const RbmAnnealingKernel *rbm_annealing;
+  const RbmEnumerationKernel *rbm_enumeration;  // of doubles only
   void (*philox_uniform)(int64_t begin, int64_t end, const PhiloxParams &);
   void (*vector_math)(int32_t function, int32_t is_double, int64_t n, const void *x, void *y);
 };

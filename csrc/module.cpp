@@ -24,6 +24,7 @@
 #include "logistic_mixture_host.h"
 #include "masked_conv_host.h"
 #include "rbm_host.h"
+#include "rbm_partition_host.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -367,6 +368,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("v"), py::arg("v_row"), py::arg("means_given"), py::arg("h_mean"), py::arg("h_row"),
         py::arg("sample_weight"), py::arg("centre"), py::arg("sum_weight"), py::arg("sum_v"), py::arg("sum_h"),
         py::arg("square"));
+  m.def("rbm_ais", &rbm_ais, release, py::arg("is_double"), py::arg("chains"), py::arg("visible"), py::arg("hidden"),
+        py::arg("visible_kind"), py::arg("levels"), py::arg("weight"), py::arg("visible_bias"), py::arg("hidden_bias"),
+        py::arg("base_bias"), py::arg("rungs"), py::arg("beta"), py::arg("seed"), py::arg("row0"),
+        py::arg("log_weights"));
+  m.def("rbm_exact_log_partition", &rbm_exact_log_partition, release, py::arg("visible"), py::arg("hidden"),
+        py::arg("levels"), py::arg("weight"), py::arg("visible_bias"), py::arg("hidden_bias"));
   m.def("philox_uniform", &philox_uniform, release, py::arg("seed"), py::arg("step"), py::arg("row_offset"),
         py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("out"));
   m.def(

@@ -5,20 +5,25 @@
 
 namespace evidens {
 
-// Runs one of the kernel's functions over all rows in blocks.  Rows do not meet, so blocks may be cut by
-// the number of threads.
-inline void rbm_rows(const RbmKernel &kernel, const RbmParams &p, double passes,
-                     void (*run)(int64_t, int64_t, const RbmParams &, void *)) {
-  const double product = double(p.visible.units) * double(p.hidden.units);
-  const int64_t workers = workers_for(double(p.rows) * product * passes, p.rows), most = 96;
-  const int64_t each = (std::max<int64_t>(p.rows, 1) + workers - 1) / workers;
+// run(begin, end, scratch) for all rows in blocks.  Rows do not meet, so blocks may be cut by the number
+// of threads.
+template <class Bytes, class Run> void rbm_blocks(double work, int64_t rows, Bytes &&scratch_bytes, Run &&run) {
+  const int64_t workers = workers_for(work, rows), most = 96;
+  const int64_t each = (std::max<int64_t>(rows, 1) + workers - 1) / workers;
   const int64_t parts = workers * ((each + most - 1) / most);
-  const int64_t block = std::max<int64_t>((p.rows + parts - 1) / parts, 1), blocks = (p.rows + block - 1) / block;
-  const int64_t bytes = (kernel.scratch_bytes(p, block) + 63) / 64 * 64;
+  const int64_t block = std::max<int64_t>((rows + parts - 1) / parts, 1), blocks = (rows + block - 1) / block;
+  const int64_t bytes = (scratch_bytes(block) + 63) / 64 * 64;
   const Buffer scratch = allocate(std::min(workers, blocks) * bytes);
   run_blocks(pool, blocks, std::min(workers, blocks), [&](int64_t i, int64_t worker) {
-    run(i * block, std::min(p.rows, (i + 1) * block), p, static_cast<char *>(scratch.get()) + worker * bytes);
+    run(i * block, std::min(rows, (i + 1) * block), static_cast<char *>(scratch.get()) + worker * bytes);
   });
+}
+inline void rbm_rows(const RbmKernel &kernel, const RbmParams &p, double passes,
+                     void (*run)(int64_t, int64_t, const RbmParams &, void *)) {
+  rbm_blocks(
+      double(p.rows) * double(p.visible.units) * double(p.hidden.units) * passes, p.rows,
+      [&](int64_t rows) { return kernel.scratch_bytes(p, rows); },
+      [&](int64_t begin, int64_t end, void *scratch) { run(begin, end, p, scratch); });
 }
 
 inline Buffer rbm_packed(const RbmKernel &kernel, bool is_double, RbmLayer &layer) {

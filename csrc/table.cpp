@@ -14,6 +14,8 @@ extern const evidens::MadeKernel made[2];
 extern const evidens::PixelKernel pixelcnn[2];
 extern const evidens::LogisticMixtureKernel logistic_mixture[2];
 extern const evidens::RbmKernel rbm[2];
+extern const evidens::RbmAnnealingKernel rbm_annealing[2];
+extern const evidens::RbmEnumerationKernel rbm_enumeration;
 extern void philox_uniform(int64_t, int64_t, const evidens::PhiloxParams &);
 
 namespace {
@@ -59,6 +61,8 @@ constexpr evidens::Kernels kernels = {EVIDENS_STRING(EVIDENS_LEVEL),
                                       pixelcnn,
                                       logistic_mixture,
                                       rbm,
+                                      rbm_annealing,
+                                      &rbm_enumeration,
                                       philox_uniform,
                                       vector_math};
 

@@ -26,6 +26,8 @@ from evidens.ops.pixelcnn import PixelLayer as PixelLayer
 from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample
 from evidens.ops.rbm import RBMStatistics as RBMStatistics
 from evidens.ops.rbm import rbm_free_energy, rbm_gibbs, rbm_statistics
+from evidens.ops.rbm_partition import RBMPartition as RBMPartition
+from evidens.ops.rbm_partition import rbm_ais, rbm_exact_log_partition
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "pixelcnn_noise",
     "pixelcnn_sample",
     "rational_quadratic_spline",
+    "rbm_ais",
+    "rbm_exact_log_partition",
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_statistics",

@@ -1,0 +1,65 @@
+"""The partition function ops on CPU tensors: addresses and sizes for ``evidens._C``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from evidens._native import address, library
+
+_KINDS, _SOFTMAX = {0: 2, 1: 0}, 3  # RbmUnits in csrc/rbm.h, by levels
+
+__all__ = ["ais", "exact_log_partition"]
+
+
+def ais(
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    base_bias: Tensor,
+    betas: Tensor,
+    chains: int,
+    levels: int,
+    seed: int,
+    row0: int,
+) -> Tensor:
+    out = betas.new_empty(chains)
+    tensors = [t.contiguous() for t in (weight, visible_bias, hidden_bias, base_bias, betas)]
+    library.rbm_ais(
+        weight.dtype is torch.float64,
+        chains,
+        weight.shape[1],
+        weight.shape[0],
+        _KINDS.get(levels, _SOFTMAX),
+        levels,
+        *map(address, tensors[:4]),
+        betas.shape[0] - 1,
+        address(tensors[4]),
+        seed & 0xFFFFFFFFFFFFFFFF,
+        row0,
+        out.data_ptr(),
+    )
+    if not out.isfinite().all():
+        raise ValueError(_overflow("rbm_ais", weight))
+    return out
+
+
+def exact_log_partition(
+    weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, levels: int
+) -> Tensor:
+    tensors = [t.double().contiguous() for t in (weight, visible_bias, hidden_bias)]
+    found = library.rbm_exact_log_partition(
+        weight.shape[1], weight.shape[0], levels, *map(address, tensors)
+    )
+    if not math.isfinite(found):
+        raise ValueError(_overflow("rbm_exact_log_partition", weight))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _overflow(op: str, weight: Tensor) -> str:
+    return (
+        f"evidens.{op}: energies overflow {weight.dtype}, with weights of up to "
+        f"{weight.abs().max().item():.3g}; such a machine has no use, so look at how it was trained"
+    )
