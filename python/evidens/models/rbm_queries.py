@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor
 
 from evidens import ops
@@ -22,6 +23,11 @@ from evidens.models.rbm_state import RBMState, tensor
 SETTLED = 1e-5
 # Rows that `fit` scores while it watches, and rungs of its annealing.
 WATCHED, RUNGS = 10_000, 1000
+
+
+def _has_classes(model: Any) -> bool:
+    model._check_classes()
+    return True
 
 
 class RBMQueries(RBMState):
@@ -133,6 +139,7 @@ class RBMQueries(RBMState):
         self._check_fitted()
         return self._per_row(X, lambda p, v: p.hidden_mean_of_rows(v), states=False)
 
+    @available_if(_has_classes)
     def predict_proba(self, X: Any) -> Any:
         """``p(class | x)`` (N, C), in the order of ``classes_``; exact.
 
@@ -142,9 +149,9 @@ class RBMQueries(RBMState):
         Source: Larochelle and Bengio, Classification using discriminative restricted Boltzmann
         machines (2008), equation 2.
         """
-        self._check_classes()
         return self._per_row(X, lambda p, v: p.class_terms(v).softmax(1), states=False)
 
+    @available_if(_has_classes)
     def predict(self, X: Any) -> Any:
         """The most probable class of each row (N,).
 
