@@ -206,7 +206,7 @@ def test_classes_known_for_some_rows():
         assert np.exp(rbm.log_prob(every)).sum() == pytest.approx(1, rel=1e-9)
         law = Joint(rbm).p[:, 0].sum(1)
         expected = law @ (rbm.predict(every) == 7) / law.sum()
-        drawn = rbm.sample(1000, labels=7, steps=100, random_state=0)
+        drawn = rbm.sample(1000, labels=7, steps=500, random_state=0)
         assert (rbm.predict(drawn) == 7).mean() == pytest.approx(expected, abs=0.05)
 
 

@@ -117,8 +117,8 @@ class GaussianRBM(RBM):
 
     def log_prob(self, x: Any) -> Any:
         """``log p(x)`` per row (N,), nats; see `evidens.BernoulliRBM.log_prob`."""
-        scale = _of(self, "scale_")
-        return super().log_prob(x) - float(scale.double().log().sum())
+        log_p = super().log_prob(x)
+        return log_p - float(_of(self, "scale_").double().log().sum())
 
     # --- parts -----------------------------------------------------------------------------------
 
