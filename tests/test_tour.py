@@ -18,6 +18,7 @@ import torch
 from evidens import _tour_page
 from evidens import tour as command
 from evidens._tour_flows import Pictures
+from evidens._tour_machines import Machine
 from evidens._tour_measure import Row, Tour
 from evidens._tour_sequences import RowByRow, frames
 
@@ -124,6 +125,17 @@ def test_a_flow_draws_pictures_and_scores_grey_levels(quick):
     assert drawn.shape == (3, 64)
     assert (drawn == np.floor(drawn) + 0.5).all()
     assert "Bent into shape" in page
+
+
+def test_a_machine_says_how_sure_it_is_of_its_density(quick):
+    tour, _, page = quick
+    (row,) = (row for row in tour.rows if isinstance(row.model, Machine))
+    exact = row.model.model.density_kind_ == "exact"
+    assert (row.model.error == 0) == exact
+    assert row.model.parts.shape == (len(row.model.model.components_), 64)
+    assert row.model.sample(3).shape == (3, 64)
+    assert "Put together from parts" in page
+    assert f"{row.nats[0]:.1f}".replace("-", "\u2212") in page or f"{row.nats[0]:.1f}" in page
 
 
 def test_a_second_fit_starts_anew(quick):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from evidens._tour_flows import glow
+from evidens._tour_machines import boltzmann
 from evidens._tour_measure import QUICK, Array, Family, Setting, Tour, run
 from evidens._tour_sequences import hidden_markov
 
@@ -58,6 +59,7 @@ FAMILIES = (
     gaussian_mixture("full", 10, 0.2),
     gaussian_mixture("diag", 40, 0.1),
     hidden_markov(5, 10),
+    boltzmann(100, 60),
     glow(20),
 )
 
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--output: no folder {arguments.output.parent}")
 
     if arguments.quick:
-        tour = run(QUICK, (*FAMILIES[:-1], glow(1)))
+        tour = run(QUICK, (*FAMILIES[:-2], boltzmann(20, 2), glow(1)))
     else:
         tour = run(Setting(), FAMILIES)
     print(table(tour))
