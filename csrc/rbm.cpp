@@ -138,14 +138,23 @@ template <class T> struct Block {
     for (int64_t n = 0; n < rows; ++n) static_cast<T *>(p.free_energy)[first + n] = T(total[n]);
   }
   double own(const T *v) const {
+    constexpr int W = width<double>;
     const T *const b = static_cast<const T *>(p.visible.bias), *const precision = static_cast<const T *>(p.precision);
-    double lanes[8] = {};  // so that the sum is not one chain of additions
-    for (int64_t i = 0; i < p.visible.units; ++i) {
-      const double x = double(v[i]), away = x - double(b[i]);
-      if (precision != nullptr) lanes[i % 8] += 0.5 * double(precision[i]) * away * away;
-      else if (x != 0) lanes[i % 8] -= x * double(b[i]);
+    Vec<double> lanes[2] = {};  // so that the sum is not one chain of additions
+    int64_t i = 0;
+    for (; i + W <= p.visible.units; i += W) {
+      const Vec<double> x = load_as<double>(v + i), bias = load_as<double>(b + i), away = x - bias;
+      // A unit that is off takes no part, whatever its bias.
+      lanes[i / W % 2] += precision != nullptr ? 0.5 * load_as<double>(precision + i) * away * away
+                                               : (x == 0.0 ? Vec<double>{} : -x * bias);
     }
-    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    double sum_of_rest = 0;
+    for (; i < p.visible.units; ++i) {
+      const double x = double(v[i]), away = x - double(b[i]);
+      if (precision != nullptr) sum_of_rest += 0.5 * double(precision[i]) * away * away;
+      else if (x != 0) sum_of_rest -= x * double(b[i]);
+    }
+    return sum<double>(lanes[0] + lanes[1]) + sum_of_rest;
   }
 };
 
@@ -164,8 +173,8 @@ template <class T> void free_energy(int64_t begin, int64_t end, const RbmParams 
 // A band of visible units, transposed, is what the rows of states are elsewhere; the means of the
 // hidden units are the weights.  Sums are in the type of the data within a chunk of rows, else double.
 
-constexpr int64_t kBand = 24;     // visible units
-constexpr int64_t kChunk = 1024;  // rows
+constexpr int64_t kBand = 64;    // visible units
+constexpr int64_t kChunk = 512;  // rows
 
 template <class T> void pack_sums(int64_t begin, int64_t end, const RbmSums &p) {
   for (int64_t k = begin; k < end; ++k) {
@@ -239,14 +248,21 @@ template <class T> struct Band {
   void own(int64_t n, int64_t rows, const T *values, int64_t i, double &sum, double &square) const {
     const T *const weight = p.sample_weight == nullptr ? nullptr : static_cast<const T *>(p.sample_weight) + n;
     const double centre = p.centre == nullptr ? 0 : double(static_cast<const T *>(p.centre)[first + i]);
-    double first_lanes[8] = {}, second_lanes[8] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const double away = double(values[r]) - centre, w = weight == nullptr ? 1 : double(weight[r]);
-      first_lanes[r % 8] += w * away;
-      second_lanes[r % 8] += w * away * away;
+    constexpr int W = width<double>;
+    Vec<double> sums_of[2] = {}, squares[2] = {};
+    int64_t r = 0;
+    for (; r + W <= rows; r += W) {
+      const Vec<double> away = load_as<double>(values + r) - centre;
+      const Vec<double> weighted = weight == nullptr ? away : away * load_as<double>(weight + r);
+      sums_of[r / W % 2] += weighted, squares[r / W % 2] += weighted * away;
     }
-    for (int l = 0; l < 8; ++l) sum += first_lanes[l], square += second_lanes[l];
+    for (; r < rows; ++r) {
+      const double away = double(values[r]) - centre, weighted = weight == nullptr ? away : away * double(weight[r]);
+      sum += weighted, square += weighted * away;
+    }
+    sum += total_of(sums_of), square += total_of(squares);
   }
+  static double total_of(const Vec<double> (&v)[2]) { return EVIDENS_NAMESPACE::sum<double>(v[0] + v[1]); }
 };
 
 template <class T> int64_t sums_bytes(const RbmSums &p) { return Band<T>::bytes(p); }

@@ -18,28 +18,30 @@ using evidens::RbmParams;
 
 template <class T> constexpr int64_t whole(int64_t units) { return panels_of(units, kPanel<T>) * kPanel<T>; }
 
-// softplus(after x) - softplus(before x).  With q = sigmoid(after x) and s = (before - after) x it is
-// -log(1 + q (exp(s) - 1)), in which nothing cancels; where s is large it is the difference of the
-// parts of softplus.  A lane does not know which way its neighbours went.
-template <class T> EVIDENS_INLINE Vec<T> gain(const Vec<T> *x, int count, T before, T after) {
+// softplus(after x) - softplus(before x), summed over a panel, and q = sigmoid(after x).  With s =
+// (before - after) x a term is -log(1 + q (exp(s) - 1)), in which nothing cancels; while all s are
+// small, one logarithm serves the panel.  Where one is large it is the difference of the parts of
+// softplus.
+template <class T> EVIDENS_INLINE Vec<T> gain(const Vec<T> (&x)[kOuterVectors], T before, T after, Vec<T> *q) {
   constexpr T near = T(0.34);  // within it 1 + q (exp(s) - 1) has no exponent to split off
   const T step = before - after;
-  Vec<T> terms[kOuterVectors], most = {}, sum = {};
+  Vec<T> most = {}, rest = {};  // 1 + rest is the product
 #pragma GCC unroll 4
-  for (int v = 0; v < count; ++v) {
+  for (int v = 0; v < kOuterVectors; ++v) {
     const Vec<T> s = x[v] * step;
-    terms[v] = -log_reduced<T>(sigmoid<T>(x[v] * after) * expm1_reduced<T>(s), Vec<T>{});
+    q[v] = sigmoid<T>(x[v] * after);
+    const Vec<T> factor = q[v] * expm1_reduced<T>(s);
+    rest = rest + (factor + factor * rest);
     most = max<T>(most, abs<T>(s));
   }
-  if (!(greatest<T>(most) < near)) {
-    for (int v = 0; v < count; ++v) {
-      const Vec<T> a = abs<T>(x[v]), jump = max<T>(x[v], Vec<T>{}) * -step;
-      const Vec<T> far = jump + (log1p_unit<T>(exp<T>(-a * after)) - log1p_unit<T>(exp<T>(-a * before)));
-      terms[v] = a * -step < near ? terms[v] : far;
-    }
+  if (greatest<T>(most) < near / kOuterVectors) return -log_reduced<T>(rest, Vec<T>{});
+  Vec<T> sum = {};
+  for (int v = 0; v < kOuterVectors; ++v) {
+    const Vec<T> a = abs<T>(x[v]), s = x[v] * step;
+    const Vec<T> close = -log_reduced<T>(q[v] * expm1_reduced<T>(s), Vec<T>{});
+    const Vec<T> far = log1p_unit<T>(exp<T>(-a * after)) - log1p_unit<T>(exp<T>(-a * before));
+    sum += abs<T>(s) < near ? close : far - max<T>(x[v], Vec<T>{}) * step;
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < count; ++v) sum += terms[v];
   return sum;
 }
 
@@ -48,8 +50,7 @@ template <class T> struct Chains {
   const RbmAnnealing &a;
   int64_t first, rows;
   ProductScratch<T> product;
-  RbmParams stream;   // of this block: rows from 0, and the temperature of the hidden units
-  T *beta;            // (rows,) that temperature
+  RbmParams stream;   // of this block: rows from 0
   T *v, *h;           // (rows, V), (rows, J)
   T *field;           // (V, whole panels) bias of the rung, then as many ones
   T *slope, *middle;  // (V,) of the weight's part that is linear in v
@@ -61,7 +62,7 @@ template <class T> struct Chains {
   }
   static int64_t elements(const RbmParams &p, int64_t rows) {
     const int64_t visible = p.visible.units, hidden = p.hidden.units;
-    return rows * (visible + hidden + width<T> + 1) + 2 * whole<T>(visible) + 2 * visible +
+    return rows * (visible + hidden + width<T>)+2 * whole<T>(visible) + 2 * visible +
            Units<T>::scratch_elements(p.visible);
   }
   static int64_t bytes(const RbmParams &p, int64_t rows) {
@@ -73,10 +74,10 @@ template <class T> struct Chains {
     const int64_t visible = p.visible.units;
     T *next = reinterpret_cast<T *>(static_cast<char *>(scratch) + ProductScratch<T>::bytes(rows, most(p)));
     const auto take = [&next](int64_t count) { return (next += count) - count; };
-    lanes = take(rows * width<T>), beta = take(rows), field = take(2 * whole<T>(visible));
+    lanes = take(rows * width<T>), field = take(2 * whole<T>(visible));
     v = take(rows * visible), h = take(rows * p.hidden.units), slope = take(visible), middle = take(visible);
     groups = next;
-    stream.row0 += first, stream.beta = beta;
+    stream.row0 += first;
     const T *const b = static_cast<const T *>(p.visible.bias), *const start = static_cast<const T *>(a.base_bias);
     const bool gaussian = p.visible.kind == evidens::kGaussianUnits;
     for (int64_t i = 0; i < visible; ++i) {
@@ -92,9 +93,7 @@ template <class T> struct Chains {
     const T now = T(at), before = T(1 - at);
     const T *const b = static_cast<const T *>(p.visible.bias), *const start = static_cast<const T *>(a.base_bias);
     for (int64_t i = 0; i < p.visible.units; ++i) field[i] = before * start[i] + now * b[i];
-    RbmParams given = stream;
-    given.beta = nullptr;  // it is in the bias and in the sums
-    const Units<T> units(given, p.visible, field, 0, v, nullptr, step);
+    const Units<T> units(stream, p.visible, field, 0, v, nullptr, step);
     T scaled[kPanel<T>] = {};
     if (at == 0) {
       for (int64_t n = 0; n < rows; ++n)
@@ -113,16 +112,24 @@ template <class T> struct Chains {
   void draw_hidden(double before, double after, uint32_t step) {
     constexpr int W = width<T>;
     const T *const bias = static_cast<const T *>(p.hidden.packed) + whole<T>(p.hidden.units) * p.visible.units;
-    for (int64_t n = 0; n < rows; ++n) beta[n] = T(after), store(lanes + n * W, Vec<T>{});
-    const Units<T> units(stream, p.hidden, bias, 0, h, nullptr, step);
+    for (int64_t i = 0; i < rows * W; ++i) lanes[i] = T(0);
+    const PhiloxColumns<T> columns(p.seed, step);
     multiply(v, p.visible.units, rows, p.visible.units, static_cast<const T *>(p.hidden.packed),
              p.visible.units * kPanel<T>, p.hidden.units, product, [&](int64_t n, int64_t unit, const T *sums) {
-               Vec<T> x[kOuterVectors];
+               Vec<T> x[kOuterVectors], q[kOuterVectors], u[2];
 #pragma GCC unroll 4
                for (int c = 0; c < kOuterVectors; ++c) x[c] = load(sums + c * W) + load(bias + unit + c * W);
                T *const lane = lanes + n * W;
-               store(lane, load(lane) + gain<T>(x, kOuterVectors, T(before), T(after)));
-               units.template panel<evidens::kBernoulliUnits>(n, unit, sums);
+               store(lane, load(lane) + gain<T>(x, T(before), T(after), q));
+#pragma GCC unroll 2
+               for (int c = 0; c < kOuterVectors; c += 2) {
+                 const int64_t at = unit + c * W, left = p.hidden.units - at;
+                 if (left <= 0) break;
+                 columns.uniforms(uint64_t(stream.row0 + n), at, u);
+                 for (int i = 0; i < 2 && left > i * W; ++i)
+                   Units<T>::put(h + n * p.hidden.units + at + i * W, u[i] < q[c + i] ? broadcast<T>(T(1)) : Vec<T>{},
+                                 left - i * W);
+               }
              });
     for (int64_t n = 0; n < rows; ++n)
       a.log_weights[first + n] += sum_in_double(lanes + n * W, W) + (after - before) * linear(v + n * p.visible.units);

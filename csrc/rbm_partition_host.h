@@ -34,6 +34,7 @@ class RbmTables {
             const double *field)
       : weight_(weight), field_(field), visible_(visible), hidden_(hidden) {
     const int64_t groups = visible / levels;
+    for (int64_t j = 0; j < hidden; ++j) energy += std::fabs(field[j]);
     order(groups, levels, gaussian, bias);
     p.units = visible, p.levels = levels, p.groups = groups, p.base = levels == 1, p.gaussian = gaussian;
     const int bits = int(std::max<int64_t>(hidden, kRbmLowBits)) - kRbmLowBits;
@@ -55,6 +56,7 @@ class RbmTables {
   }
 
   RbmEnumeration p{};
+  double energy = 0;  // no sum of inputs is greater
 
  private:
   double input(int64_t j, int64_t i) const { return weight_[j * visible_ + unit_[size_t(i)]]; }
@@ -67,6 +69,7 @@ class RbmTables {
       for (int64_t j = 0; j < hidden_; ++j) sum += std::fabs(weight_[j * visible_ + i]);
       double &most = reach[size_t(i / levels)];
       most = std::max(most, sum);
+      energy += gaussian ? sum * sum : sum;
     }
     double size = 0;
     for (const bool plain : {true, false}) {
@@ -106,12 +109,13 @@ class RbmTables {
   std::vector<double> near_, near_field_, far_, far_field_, high_, high_field_, bias_;
 };
 
-// log Z, nats; levels 0: Gaussian units.
+// log Z, nats, or NaN where energies are too large; levels 0: Gaussian units.
 inline double rbm_exact_log_partition(int64_t visible, int64_t hidden, int64_t levels, uintptr_t weight, uintptr_t bias,
                                       uintptr_t field) {
   const bool gaussian = levels == 0;
   RbmTables tables(visible, hidden, std::max<int64_t>(levels, 1), gaussian, at<double>(weight), at<double>(bias),
                    at<double>(field));
+  if (!(tables.energy < 0x1p40)) return std::nan("");  // the kernel splits powers of two off up to here
   RbmEnumeration &p = tables.p;
   const RbmEnumerationKernel &kernel = *kernels->rbm_enumeration;
   const int64_t blocks = int64_t(1) << p.high;

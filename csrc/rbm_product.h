@@ -15,8 +15,8 @@ namespace EVIDENS_NAMESPACE {
 namespace {
 
 template <class T> constexpr int64_t kPanel = kOuterVectors * width<T>;
-constexpr int64_t kPanelsAtOnce = 4;              // for a sparse row: one pass over its list
-constexpr int64_t kNearBytes = int64_t(1) << 19;  // of panels that are read at once: half a second-level cache
+// Weights of a panel that a sparse row reads at random: they stay in the first-level cache.
+template <class T> constexpr int64_t kNear = (int64_t(1) << 14) / (kPanel<T> * int64_t(sizeof(T)));
 
 constexpr int64_t panels_of(int64_t units, int64_t panel) { return (units + panel - 1) / panel; }
 
@@ -25,32 +25,29 @@ constexpr bool is_sparse(int64_t nonzero, int64_t depth) { return nonzero * 2 <=
 
 // Scratch of a block of rows.
 template <class T> struct ProductScratch {
-  int32_t *list;   // the lists of the sparse rows, one after the other
-  int64_t *begin;  // (rows + 1,) where they begin
+  T *sums;         // (rows, panel)
+  int64_t *begin;  // (sparse rows, parts + 1) where each part of a row's list begins
   int64_t *row;    // (rows,) the sparse rows, then the others from the end
-  T *sums;         // (rows of a tile, panels at once)
+  int32_t *list;   // the lists of the sparse rows, one after the other
 
+  static int64_t parts(int64_t depth) { return (depth + kNear<T> - 1) / kNear<T>; }
   static int64_t bytes(int64_t rows, int64_t depth) {
-    const int64_t list = rows * (depth / 2 + 1) + depth + 16;
-    return (list * 4 + 63) / 64 * 64 + ((2 * rows + 1) * 8 + 63) / 64 * 64 +
-           kOuterRows * kPanelsAtOnce * kPanel<T> * int64_t(sizeof(T));
+    const int64_t lists = rows * (depth / 2) + depth + 16;
+    return (rows * (parts(depth) + 2) + 1) * 8 + rows * kPanel<T> * int64_t(sizeof(T)) + lists * 4 + 64;
   }
-  ProductScratch(void *scratch, int64_t rows, int64_t depth) {
-    char *p = static_cast<char *>(scratch);
-    list = reinterpret_cast<int32_t *>(p);
-    p += ((rows * (depth / 2 + 1) + depth + 16) * 4 + 63) / 64 * 64;
-    begin = reinterpret_cast<int64_t *>(p);
-    row = begin + rows + 1;
-    p += ((2 * rows + 1) * 8 + 63) / 64 * 64;
-    sums = reinterpret_cast<T *>(p);
-  }
+  ProductScratch(void *scratch, int64_t rows, int64_t depth)
+      : sums(static_cast<T *>(scratch)),
+        begin(reinterpret_cast<int64_t *>(sums + rows * kPanel<T>)),
+        row(begin + rows * (parts(depth) + 1)),
+        list(reinterpret_cast<int32_t *>(row + rows + 1)) {}
 };
 
-// Indices of what is not zero; up to a vector of indices beyond the last is written.
-template <class T> static int64_t list_nonzero(const T *row, int64_t n, int32_t *list) {
-  int64_t count = 0, i = 0;
+// Indices from `first` to n - 1 of what is not zero; up to a vector of indices beyond the last is written.
+template <class T> static int64_t list_nonzero(const T *row, int64_t first, int64_t n, int32_t *list) {
+  int64_t count = 0, i = first;
 #if defined(__AVX512F__)
-  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(int32_t(first)));
   for (; i + 16 <= n; i += 16) {
     uint32_t mask;
     if constexpr (sizeof(T) == 4) {
@@ -72,25 +69,23 @@ template <class T> static int64_t list_nonzero(const T *row, int64_t n, int32_t 
   return count;
 }
 
-template <class T, int NP>
-static void sparse_row(const int32_t *list, int64_t count, const T *row, const T *panel, int64_t step, T *out) {
+// Adds the weights of the list to the sums of a row.
+template <class T>
+EVIDENS_INLINE void sparse_row(const int32_t *list, int64_t count, const T *row, const T *panel, bool first, T *sums) {
   constexpr int W = width<T>, NV = kOuterVectors;
-  Vec<T> acc[NP][NV] = {};
+  Vec<T> acc[NV] = {};
+  if (!first) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[v] = load(sums + v * W);
+  }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = list[i];
     const Vec<T> s = broadcast<T>(row[at]);
-    const T *w = panel + at * kPanel<T>;
 #pragma GCC unroll 4
-    for (int k = 0; k < NP; ++k) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[k][v] += s * load(w + k * step + v * W);
-    }
+    for (int v = 0; v < NV; ++v) acc[v] += s * load(panel + at * kPanel<T> + v * W);
   }
 #pragma GCC unroll 4
-  for (int k = 0; k < NP; ++k) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(out + k * kPanel<T> + v * W, acc[k][v]);
-  }
+  for (int v = 0; v < NV; ++v) store(sums + v * W, acc[v]);
 }
 template <class T, int Rows>
 static void dense_rows(int64_t depth, const T *const *rows, const T *panel, T *out) {
@@ -117,53 +112,49 @@ static void dense_rows(int64_t depth, const T *const *rows, const T *panel, T *o
   }
 }
 
-template <class T> struct ProductTiles {
-  void (*sparse[kPanelsAtOnce])(const int32_t *, int64_t, const T *, const T *, int64_t, T *);
-  void (*dense[kOuterRows])(int64_t, const T *const *, const T *, T *);
+template <class T> struct DenseTiles {
+  void (*of[kOuterRows])(int64_t, const T *const *, const T *, T *);
   template <int N> constexpr void fill() {
-    if constexpr (N <= kPanelsAtOnce) sparse[N - 1] = sparse_row<T, N>;
-    dense[N - 1] = dense_rows<T, N>;
+    of[N - 1] = dense_rows<T, N>;
     if constexpr (N > 1) fill<N - 1>();
   }
-  constexpr ProductTiles() : sparse{}, dense{} { fill<kOuterRows>(); }
+  constexpr DenseTiles() : of{} { fill<kOuterRows>(); }
 };
-template <class T> constexpr ProductTiles<T> product_tiles = {};
+template <class T> constexpr DenseTiles<T> dense_tiles = {};
 
 // epilogue(row, first unit, sums) for every row in [0, count) and every panel of the units; a panel
 // begins `step` elements after the one before.
 template <class T, class Epilogue>
 static void multiply(const T *rows, int64_t stride, int64_t count, int64_t depth, const T *packed, int64_t step,
                      int64_t units, const ProductScratch<T> &w, Epilogue &&epilogue) {
-  int64_t sparse = 0, dense = count;
-  w.begin[0] = 0;
+  const int64_t parts = ProductScratch<T>::parts(depth);
+  int64_t sparse = 0, dense = count, listed = 0;
   for (int64_t n = 0; n < count; ++n) {
-    const int64_t nonzero = list_nonzero(rows + n * stride, depth, w.list + w.begin[sparse]);
-    if (is_sparse(nonzero, depth)) {
-      w.row[sparse] = n;
-      w.begin[sparse + 1] = w.begin[sparse] + nonzero;
-      ++sparse;
-    } else {
-      w.row[--dense] = n;
+    int64_t *const begin = w.begin + sparse * (parts + 1), nonzero = 0;
+    for (int64_t c = 0; c < parts; ++c) {
+      begin[c] = listed + nonzero;
+      const int64_t end = (c + 1) * kNear<T> < depth ? (c + 1) * kNear<T> : depth;
+      nonzero += list_nonzero(rows + n * stride, c * kNear<T>, end, w.list + begin[c]);
     }
+    begin[parts] = listed + nonzero;
+    if (is_sparse(nonzero, depth)) w.row[sparse++] = n, listed += nonzero;
+    else w.row[--dense] = n;
   }
-  const int64_t panels = panels_of(units, kPanel<T>), near = kNearBytes / (depth * kPanel<T> * int64_t(sizeof(T)) + 1);
-  const int64_t most = near < 1 ? 1 : near < kPanelsAtOnce ? near : kPanelsAtOnce;
-  for (int64_t k = 0; k < panels; k += most) {
-    const int64_t np = panels - k < most ? panels - k : most;
-    for (int64_t i = 0; i < sparse; ++i) {
-      const int64_t n = w.row[i];
-      product_tiles<T>.sparse[np - 1](w.list + w.begin[i], w.begin[i + 1] - w.begin[i], rows + n * stride,
-                                      packed + k * step, step, w.sums);
-      for (int64_t j = 0; j < np; ++j) epilogue(n, (k + j) * kPanel<T>, w.sums + j * kPanel<T>);
-    }
-    for (int64_t j = k; j < k + np; ++j) {
-      for (int64_t i = dense; i < count; i += kOuterRows) {
-        const int64_t m = count - i < kOuterRows ? count - i : kOuterRows;
-        const T *row[kOuterRows];
-        for (int64_t l = 0; l < m; ++l) row[l] = rows + w.row[i + l] * stride;
-        product_tiles<T>.dense[m - 1](depth, row, packed + j * step, w.sums);
-        for (int64_t l = 0; l < m; ++l) epilogue(w.row[i + l], j * kPanel<T>, w.sums + l * kPanel<T>);
+  for (int64_t k = 0; k < panels_of(units, kPanel<T>); ++k, packed += step) {
+    for (int64_t c = 0; c < parts || c == 0; ++c) {
+      for (int64_t i = 0; i < sparse; ++i) {
+        const int64_t *const begin = w.begin + i * (parts + 1) + c;
+        const int64_t listed_here = parts == 0 ? 0 : begin[1] - begin[0];
+        sparse_row(w.list + begin[0], listed_here, rows + w.row[i] * stride, packed, c == 0, w.sums + i * kPanel<T>);
       }
+    }
+    for (int64_t i = 0; i < sparse; ++i) epilogue(w.row[i], k * kPanel<T>, w.sums + i * kPanel<T>);
+    for (int64_t i = dense; i < count; i += kOuterRows) {
+      const int64_t m = count - i < kOuterRows ? count - i : kOuterRows;
+      const T *row[kOuterRows];
+      for (int64_t l = 0; l < m; ++l) row[l] = rows + w.row[i + l] * stride;
+      dense_tiles<T>.of[m - 1](depth, row, packed, w.sums);
+      for (int64_t l = 0; l < m; ++l) epilogue(w.row[i + l], k * kPanel<T>, w.sums + l * kPanel<T>);
     }
   }
 }

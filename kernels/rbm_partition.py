@@ -13,7 +13,7 @@ from . import _rbm_anneal as anneal
 from ._device import on
 
 _BLOCK_N, _BLOCK_U, _BLOCK_K, _WARPS = 16, 64, 32, 4
-_MOST_LEVELS = 512  # of a group, which stands in registers
+_MOST_LEVELS = 128  # of a group: a program takes four of them
 
 
 def rbm_ais(
@@ -36,6 +36,7 @@ def rbm_ais(
     hidden, visible = weight.shape
     padded = triton.next_power_of_2(levels) if levels > 1 else 1
     block_v = max(_BLOCK_U, 4 * padded)
+    block_k = _BLOCK_K if block_v <= 4 * _BLOCK_U else _BLOCK_K // 2  # of the shared memory
     blocks = triton.cdiv(chains, _BLOCK_N)
     of_hidden = blocks, triton.cdiv(hidden, _BLOCK_U)
     of_visible = blocks, triton.cdiv(visible, block_v // padded * max(levels, 1))
@@ -44,8 +45,7 @@ def rbm_ais(
     )
     v, h = weight.new_empty((chains, visible)), weight.new_empty((chains, hidden))
     gains = betas.new_zeros((of_hidden[1] + of_visible[1], chains))
-    options = {"BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K, "num_warps": _WARPS}
-    options["enable_fp_fusion"] = True
+    options = {"BLOCK_N": _BLOCK_N, "num_warps": _WARPS, "enable_fp_fusion": True}
     rungs = betas.shape[0] - 1
     rest = seed, row0, chains, visible, hidden
     with on(weight):
@@ -53,11 +53,12 @@ def rbm_ais(
             if visible:
                 anneal.visible_kernel[of_visible](
                     h, weight, visible_bias, base_bias, v, gains[of_hidden[1] :], betas, rung,
-                    *rest, LEVELS=levels, PADDED=padded, BLOCK_U=block_v, **options,
+                    *rest, LEVELS=levels, PADDED=padded, BLOCK_U=block_v, BLOCK_K=block_k,
+                    **options,
                 )  # fmt: skip
             if hidden:
                 anneal.hidden_kernel[of_hidden](
                     v, weight, hidden_bias, h, gains, betas, rung + 1,
-                    *rest, BLOCK_U=_BLOCK_U, **options,
+                    *rest, BLOCK_U=_BLOCK_U, BLOCK_K=_BLOCK_K, **options,
                 )  # fmt: skip
     return gains.sum(0)

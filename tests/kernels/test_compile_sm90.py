@@ -27,6 +27,8 @@ SPLINES = ((1, 1), (40, 64))
 COUPLINGS = ((1, 1), (37, 17), (3, 5, 1024))
 # Shapes of images under a mixture: arguments of 1, and several blocks of a row.
 IMAGES = ((1, 1, 1, 1), (3, 3, 16, 17))
+# Rows, visible and hidden units: arguments of 1, and several blocks of each.
+MACHINES = ((1, 1, 1), (37, 78, 70))
 # States for which a block of sequences times the matrix is one product: held, and streamed.
 PRODUCT_STATES = (17, 96)
 SHARED_MEMORY = 227 * 1024  # of a thread block on sm_90
@@ -106,6 +108,18 @@ def test_logistic_mixture(compiled, dtype):
     check(compiled, f"logistic mixture {dtype}", names)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rbm_partition(compiled, dtype):
+    names = {"_rbm_anneal.hidden_kernel", "_rbm_anneal.visible_kernel"}
+    check(compiled, f"rbm partition {dtype}", names)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rbm(compiled, dtype):
+    names = {"half_kernel", "softmax_kernel", "free_energy_kernel", "sums_kernel", "columns_kernel"}
+    check(compiled, f"rbm {dtype}", {f"_rbm_units.{name}" for name in names})
+
+
 def check(compiled, case, names):
     records = [record for record in compiled if record["case"] == case]
     assert {record["kernel"] for record in records} == names
@@ -128,9 +142,10 @@ def main() -> None:
 
     from evidens.reference.autoregress import ACTIVATIONS
     from evidens.reference.coupling import SCALE_MAPS
+    from evidens.reference.rbm import HIDDEN, VISIBLE
 
-    stems = "autoregress coupling gmm hmm _hmm_plan logistic_mixture masked_conv philox spline"
-    autoregress, coupling, gmm, hmm, hmm_plan, logistic_mixture, masked, philox, spline = (
+    stems = "autoregress coupling gmm hmm _hmm_plan logistic_mixture masked_conv philox rbm spline"
+    autoregress, coupling, gmm, hmm, hmm_plan, logistic_mixture, masked, philox, rbm, spline = (
         importlib.import_module(f"evidens.kernels.{name}") for name in stems.split()
     )
     types = {
@@ -268,6 +283,21 @@ def main() -> None:
                 logistic_mixture.log_prob_backward(x, p, x[:, 0], 256, -7.0)
                 logistic_mixture.sample(p, c, 256, -7.0, 2**40, 0, 0)
     for name in DTYPES:
+        case, dtype = f"rbm {name}", getattr(torch, name)
+        for n, units, j in MACHINES:
+            v, h = torch.ones(n, units, dtype=dtype), torch.ones(n, j, dtype=dtype)
+            tensors = torch.ones(j, units, dtype=dtype), v[0], h[0]
+            mask = torch.ones(n, units, dtype=torch.bool)
+            for visible, hidden in zip(VISIBLE, (*HIDDEN, *HIDDEN)):
+                levels = units if visible == "softmax" else 0
+                variance = v[0] if visible == "gaussian" else None
+                for given in ((None, None, None), (v[:, 0], mask, v)):
+                    rest = visible, hidden, levels, "visible", 1, given[0] is not None, 2**40, 5, 7
+                    rbm.rbm_gibbs(v, *tensors, variance, *given, *rest)
+                rbm.rbm_free_energy(v, *tensors, variance, v[:, 0], visible, hidden)
+                rbm.rbm_statistics(v, *tensors, variance, None, None, hidden)
+            rbm.rbm_statistics(v, *tensors, None, h, v[:, 0], "spin")
+    for name in DTYPES:
         case, dtype = f"coupling {name}", getattr(torch, name)
         for shape in COUPLINGS:
             x, index = torch.ones(shape, dtype=dtype), torch.arange(shape[1])
@@ -333,6 +363,15 @@ def main() -> None:
             y = masked.masked_linear(x, weight, None, *degrees, None, None, False)
             rest = (*degrees, None, None, True, True, True, True)
             masked.masked_linear_backward(x, weight, y, *rest)
+    rbm_partition = importlib.import_module("evidens.kernels.rbm_partition")
+    for name in DTYPES:
+        case, dtype = f"rbm partition {name}", getattr(torch, name)
+        for units, hidden, levels in (
+            (1, 1, 0), (1, 1, 1), (2, 1, 2), (78, 70, 0), (78, 70, 1), (78, 70, 3), (384, 9, 128),
+        ):  # fmt: skip
+            weight, betas = torch.ones(hidden, units, dtype=dtype), torch.ones(3).double()
+            given = weight, weight[0], weight[:, 0], weight[0], betas
+            rbm_partition.rbm_ais(*given, 37, levels, 2**40, 5)
     for record in done.values():
         print(json.dumps(record))
 

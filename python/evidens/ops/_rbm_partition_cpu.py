@@ -60,6 +60,6 @@ def exact_log_partition(
 
 def _overflow(op: str, weight: Tensor) -> str:
     return (
-        f"evidens.{op}: energies overflow {weight.dtype}, with weights of up to "
-        f"{weight.abs().max().item():.3g}; such a machine has no use, so look at how it was trained"
+        f"evidens.{op}: energies must stay within what {weight.dtype} resolves, got weights of up "
+        f"to {weight.abs().max().item():.3g}; look at how the machine was trained"
     )

@@ -152,21 +152,16 @@ def _machine(
             ("base_bias", base_bias, "V"),
             other="weight",
         )
-    tensors = {
-        "weight": m.weight,
-        "visible_bias": m.visible_bias,
-        "hidden_bias": m.hidden_bias,
-        "base_bias": base_bias,
-        "log_variance": m.log_variance,
-    }
-    checks.no_gradient(op, *tensors.values(), instead="rbm_free_energy")
-    for name, t in tensors.items():
+    tensors = m.weight, m.visible_bias, m.hidden_bias, base_bias, m.log_variance
+    checks.no_gradient(op, *tensors, instead="rbm_statistics, whose mean over samples is that of Z")
+    names = "weight", "visible_bias", "hidden_bias", "base_bias", "log_variance"
+    for name, t in zip(names, tensors):
         if t is not None and t.is_cpu and checks.readable() and not t.isfinite().all():
             raise ValueError(
                 f"evidens.{op}: {name} must be finite, got {t[~t.isfinite()][0].item()}; a unit "
                 "that never changes takes a bias of some hundred nats"
             )
-    machine = reference.reduced(**tensors, visible=m.visible, hidden=m.hidden)
+    machine = reference.reduced(*tensors, visible=m.visible, hidden=m.hidden)
     levels = {"gaussian": reference.GAUSSIAN, "softmax": m.levels}.get(
         m.visible, reference.BERNOULLI
     )
@@ -180,7 +175,7 @@ def _schedule(rungs: int, betas: Tensor | Sequence[float] | None, weight: Tensor
         if not 1 <= rungs < 1 << 31:
             raise ValueError(f"evidens.rbm_ais: rungs must be in 1 .. 2^31 - 1, got {rungs}")
         return torch.linspace(0, 1, rungs + 1, dtype=torch.float64, device=weight.device)
-    b = torch.as_tensor(betas, dtype=torch.float64, device=weight.device)
+    b = torch.as_tensor(betas, dtype=torch.float64)
     if b.ndim != 1 or b.shape[0] < 2:
         raise ValueError(
             f"evidens.rbm_ais: betas must have shape (K + 1,) with K >= 1, got {tuple(b.shape)}"
@@ -192,7 +187,7 @@ def _schedule(rungs: int, betas: Tensor | Sequence[float] | None, weight: Tensor
             f"{'' if (b[1:] >= b[:-1]).all() else ', not rising'}; "
             "torch.linspace(0, 1, K + 1) does"
         )
-    return b
+    return b.to(weight.device)
 
 
 def _integer(name: str, value: Any) -> int:

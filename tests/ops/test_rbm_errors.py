@@ -1,0 +1,98 @@
+"""Bad input of the RBM ops: every error names op, argument, expected, got and the next step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ops.rbm_cases import machine, states
+
+from evidens import ops
+
+M = machine(6, 4)
+V = states(5, 6, "bernoulli", torch.float64)
+H = states(5, 4, "bernoulli", torch.float64)
+MASK = torch.zeros(6, dtype=torch.bool)
+
+
+def gibbs(state=V, m=M, **options):
+    return ops.rbm_gibbs(state, *m.tensors, **({"seed": 0} | m.options | options))
+
+
+def free(v=V, m=M, **options):
+    return ops.rbm_free_energy(v, *m.tensors, **(m.options | options))
+
+
+def statistics(v=V, m=M, **options):
+    return ops.rbm_statistics(v, *m.tensors, **(m.options | options))
+
+
+GAUSSIAN, SOFTMAX = machine(6, 4, "gaussian"), machine(6, 4, "softmax")
+PART = torch.tensor([True, False, False, False, False, False])
+
+CASES = [
+    (lambda: gibbs([[0.0] * 6]), TypeError, r"rbm_gibbs: state must be a torch.Tensor, got list"),
+    (lambda: gibbs(V.int()), TypeError, r"state is torch.int32 .*state.to\(weight\)"),
+    (lambda: gibbs(V[0]), ValueError, r"state must have shape \(N, V\), got \(6,\)"),
+    (lambda: gibbs(V, start="hidden"), ValueError, r"state must have shape \(N, J\) = \(5, 4\)"),
+    (lambda: gibbs(H), ValueError, r"state must have shape \(N, V\) = \(5, 6\) for weight"),
+    (lambda: gibbs(start="both"), ValueError, r"start must be one of visible, hidden, got 'both'"),
+    (lambda: gibbs(visible="relu"), ValueError, r"visible must be one of bernoulli, spin"),
+    (lambda: gibbs(hidden="gaussian"), ValueError, r"hidden must be one of bernoulli, spin, got"),
+    (lambda: gibbs(steps=0), ValueError, r"steps must be at least 1, got 0"),
+    (lambda: gibbs(steps=1.5), TypeError, r"steps.* must be integers.*1\.5"),
+    (lambda: gibbs(step0=2**31), ValueError, r"step0 \+ steps at most 2\^31"),
+    (lambda: gibbs(row0=-1), ValueError, r"row0 must not be negative"),
+    (lambda: gibbs(levels=3), ValueError, r"levels .* belongs to visible='softmax'"),
+    (lambda: gibbs(m=SOFTMAX, levels=None), ValueError, r"levels .* got None with 'softmax'"),
+    (lambda: gibbs(m=SOFTMAX, levels=4), ValueError, r"levels must divide .* got 4 with V = 6"),
+    (lambda: gibbs(m=SOFTMAX, levels=0), ValueError, r"levels must divide"),
+    (lambda: gibbs(m=GAUSSIAN, log_variance=None), ValueError, r"log_variance .* got None with"),
+    (lambda: gibbs(log_variance=V[0]), ValueError, r"log_variance .* a tensor with 'bernoulli'"),
+    (lambda: gibbs(m=GAUSSIAN, beta=0.0), ValueError, r"beta must be positive .* got 0\.0"),
+    (lambda: gibbs(beta="hot"), TypeError, r"beta must be a number or a tensor \(N,\), got 'hot'"),
+    (lambda: gibbs(beta=torch.ones(4).double()), ValueError, r"beta .* \(5,\), got \(4,\)"),
+    (lambda: gibbs(beta=torch.ones(5)), TypeError, r"beta is torch.float32 .*beta.to\(weight\)"),
+    (lambda: gibbs(clamped=MASK.int()), TypeError, r"clamped must be a bool tensor .* got torch.i"),
+    (lambda: gibbs(clamped=MASK[:3]), ValueError, r"clamped must have shape \(V,\) = \(6,\) or"),
+    (lambda: gibbs(clamped=MASK, values=V), ValueError, r"values .* goes with clamped and start="),
+    (lambda: gibbs(H, start="hidden", values=V), ValueError, r"values .* goes with clamped"),
+    (lambda: gibbs(H, start="hidden", clamped=MASK), ValueError, r"needs values \(N, V\) = \(5, 6"),
+    (
+        lambda: gibbs(H, start="hidden", clamped=MASK, values=H),
+        ValueError,
+        r"values must have shape \(N, V\) = \(5, 6\), got \(5, 4\)",
+    ),
+    (
+        lambda: gibbs(m=SOFTMAX, clamped=PART),
+        ValueError,
+        r"softmax group whole, got a part of group 0 in row 0",
+    ),
+    (lambda: gibbs(V.clone().requires_grad_()), RuntimeError, r"rbm_gibbs offers no gradient"),
+    (lambda: gibbs(m=M.to(torch.int64)), TypeError, r"weight must be float32 or float64"),
+    (lambda: free(m=M.with_(weight=V[0])), ValueError, r"weight must have shape \(J, V\), got"),
+    (
+        lambda: free(m=M.with_(hidden_bias=V[0])),
+        ValueError,
+        r"rbm_free_energy: hidden_bias must have shape \(J\) = \(4,\) for weight .*got \(6,\)",
+    ),
+    (lambda: free(V.float()), TypeError, r"v is torch.float32 .*v.to\(weight\)"),
+    (lambda: statistics(h_mean=V), ValueError, r"rbm_statistics: h_mean must have shape \(N, J\)"),
+    (lambda: statistics(sample_weight=V), ValueError, r"sample_weight must have shape \(N,\) = "),
+    (
+        lambda: statistics(sample_weight=torch.ones(5)),
+        TypeError,
+        r"sample_weight is torch.float32",
+    ),
+    (
+        lambda: statistics(m=M.with_(weight=M.weight.clone().requires_grad_())),
+        RuntimeError,
+        r"rbm_statistics offers no gradient.*rbm_free_energy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), CASES, ids=[c[2][:40] for c in CASES])
+def test_errors(call, error, message):
+    with pytest.raises(error, match=r"evidens\.rbm_.*") as caught:
+        call()
+    caught.match(message)
