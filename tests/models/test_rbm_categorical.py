@@ -166,6 +166,9 @@ def test_levels_are_kept_between_chunks():
         rbm.partial_fit(chunk)
     assert rbm.n_iter_ == 20
     assert rbm.levels_.tolist() == [1, 2, 3, 4, 5]
+    persistent = CategoricalRBM(4, method="pcd", random_state=0).partial_fit([[1, 2], [2, 1]])
+    with pytest.raises(ValueError, match="use method='cd'"):
+        persistent.partial_fit([[1, np.nan]])
     few = CategoricalRBM(4, random_state=0).partial_fit([[1, 2], [2, 1]])
     with pytest.raises(ValueError, match=r"level 3 in column 0; expected one of \[1.0, 2.0\]"):
         few.partial_fit([[3, 2]])

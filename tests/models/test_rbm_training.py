@@ -221,6 +221,11 @@ def test_partial_fit_goes_on():
     # One step of fit is one partial_fit.
     keys = {"batch_size": 50, "n_iter": 1, "n_chains": 20, "random_state": 0}
     assert_same(BernoulliRBM(4, **keys).fit(X[:50]), BernoulliRBM(4, **keys).partial_fit(X[:50]))
+    # It keeps its dtype, whatever comes.
+    single = BernoulliRBM(4, random_state=0).fit(X.astype(np.float32))
+    for chunk in (X, csr_array(X), torch.from_numpy(X)):
+        single.partial_fit(chunk, sample_weight=np.ones(len(X)))
+        assert single.components_.dtype == np.float32
     # And goes on after fit, in its classes.
     labels = X[:, 0].astype(int)
     for method in ("pcd", "pt"):
@@ -246,6 +251,24 @@ def test_files(tmp_path):
         assert again.log_partition_interval_ == rbm.log_partition_interval_
         assert_same(rbm.partial_fit(rows, **keys), again.partial_fit(rows, **keys))
         assert not hasattr(rbm, "partition_")
+
+
+def test_a_second_fit_starts_anew():
+    X = patterns()
+    labels = X[:, 0].astype(int)
+    rbm = fitted(X, labels=labels, method="pt", n_temperatures=3)
+    rbm.log_partition()
+    rbm.set_params(method="pcd").fit(X)
+    assert_same(rbm, fitted(X))
+    for name in ("classes_", "class_components_", "intercept_class_", "h_rungs_", "partition_"):
+        assert not hasattr(rbm, name)
+    np.testing.assert_array_equal(rbm.log_prob(X), fitted(X).log_prob(X))
+    # What is refused leaves the model as it was.
+    rbm = fitted(X, labels=labels)
+    before = rbm.predict_proba(X)
+    with pytest.raises(ValueError, match="at least two classes"):
+        rbm.fit(X, labels=np.zeros(200, int))
+    np.testing.assert_array_equal(rbm.predict_proba(X), before)
 
 
 def test_monitoring_is_the_log_likelihood():

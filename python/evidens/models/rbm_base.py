@@ -159,7 +159,7 @@ class RBM(
                         self._rate((epoch + i / per_epoch) / self.n_iter),
                         weight=None if weight is None else weight[at],
                         unit=unit,
-                        labels=None if places is None else places[at],
+                        labels=None if places is None else places[at].to(rows.device),
                         absent=self._absent(x),
                     )
                 self.n_iter_ = epoch + 1
@@ -220,6 +220,7 @@ class RBM(
                 )
             places = None if labels is None else class_numbers(labels, len(rows), known)[1]
             learner = self._resume(rows)
+            weight = None if weight is None else weight.to(rows.dtype)
         x = rows.take(slice(0, len(rows)))
         stopped = None
         try:
@@ -245,11 +246,12 @@ class RBM(
         return rate if self.schedule == "constant" else rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _classes(self, labels: Any, count: int) -> Tensor | None:
-        """Places of the labels; `classes_` is set."""
-        self.__dict__.pop("classes_", None)
-        if labels is None:
-            return None
-        self.classes_, places = class_numbers(labels, count, None)
+        """Places of the labels, for a model that begins; `classes_` is set where there are any."""
+        classes, places = (None, None) if labels is None else class_numbers(labels, count, None)
+        for name in ("classes_", "class_components_", "intercept_class_", "h_rungs_"):
+            self.__dict__.pop(name, None)
+        if classes is not None:
+            self.classes_ = classes
         return places
 
     # --- parameters and attributes ---------------------------------------------------------------
@@ -294,6 +296,7 @@ class RBM(
     def _resume(self, rows: RBMRows) -> Learner:
         """A learner that goes on from the attributes."""
         self._tensors = isinstance(self.components_, Tensor)
+        rows.dtype = tensor(self.components_).dtype
         p = self._parameters(rows.device, rows.dtype)
         for name in ("weight", "visible_bias", "hidden_bias", "log_variance"):
             value = getattr(p, name)

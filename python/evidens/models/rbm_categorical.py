@@ -225,11 +225,6 @@ class CategoricalRBM(RBM):
             missing = self._missing(x)
             empty += int(missing.all(1).sum())
             holes = holes or bool(missing.any())
-        if holes and self.method != "cd":
-            raise ValueError(
-                f"X has missing entries, and method={self.method!r} keeps chains of one machine "
-                "for rows that have one each: use method='cd'"
-            )
         if holes and self.monitor:
             raise ValueError(
                 "X has missing entries, so its rows have no common normaliser to watch: use "
@@ -323,7 +318,7 @@ class LevelRows(RBMRows):
         some = self.sparse[at if isinstance(at, slice) else at.numpy()].tocoo()
         dense = torch.full(some.shape, torch.nan, dtype=self.dtype)
         dense[torch.from_numpy(some.row).long(), torch.from_numpy(some.col).long()] = (
-            torch.from_numpy(some.data)
+            torch.from_numpy(some.data).to(self.dtype)
         )
         return dense
 

@@ -76,7 +76,13 @@ class Learner:
 
         Raises:
             Diverged: the step is not finite, or out of all proportion; nothing has changed.
+            ValueError: units are absent beside persistent chains.
         """
+        if absent is not None and self.method != "cd":
+            raise ValueError(
+                f"X has missing entries, and method={self.method!r} keeps chains of one machine "
+                "for rows that have one each: use method='cd'"
+            )
         p, share = self.p, 1.0
         total = float(len(x))
         if weight is not None:

@@ -74,7 +74,7 @@ class RBMRows:
         """Some rows, (n, D) contiguous."""
         if self.sparse is not None:
             which = at if isinstance(at, slice) else at.numpy()
-            return torch.from_numpy(self.sparse[which].toarray())
+            return torch.from_numpy(self.sparse[which].toarray()).to(self.dtype)
         assert self.dense is not None
         where = at if isinstance(at, slice) else at.to(self.device)
         return self.dense[where].to(self.dtype).contiguous()
