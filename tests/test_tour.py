@@ -17,6 +17,8 @@ import torch
 
 from evidens import _tour_page
 from evidens import tour as command
+from evidens._tour_figures import number
+from evidens._tour_machines import Machine
 from evidens._tour_measure import Row, Tour
 from evidens._tour_networks import Downwards, Pictures
 from evidens._tour_sequences import RowByRow, frames
@@ -138,6 +140,17 @@ def test_pictures_are_continued(quick):
     filled = row.model.continued(images, 3)
     np.testing.assert_array_equal(filled[:, :24], images[:, :24])
     assert (filled[:, 24:] != images[:, 24:]).any()
+
+
+def test_a_machine_says_how_sure_it_is_of_its_density(quick):
+    tour, _, page = quick
+    (row,) = (row for row in tour.rows if isinstance(row.model, Machine))
+    exact = row.model.model.density_kind_ == "exact"
+    assert (row.model.error == 0) == exact
+    assert row.model.parts.shape == (len(row.model.model.components_), 64)
+    assert row.model.sample(3).shape == (3, 64)
+    assert "Put together from parts" in page
+    assert f"{number(row.nats[0], '.1f')} nats per held-out digit, give or" in page
 
 
 def test_a_second_fit_starts_anew(quick):

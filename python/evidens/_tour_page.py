@@ -7,6 +7,7 @@ import html
 import numpy as np
 
 from evidens._tour_figures import anomaly_figures, bars, digit, grid, number
+from evidens._tour_machines import Machine
 from evidens._tour_measure import Array, Row, Tour
 from evidens._tour_networks import Downwards, Pictures
 from evidens._tour_sequences import RowByRow
@@ -239,6 +240,24 @@ def by_network(row: Row, tour: Tour) -> str:
     )
 
 
+def by_machine(row: Row, tour: Tour) -> str:
+    """Parts that a machine puts digits together from, and its draws."""
+    if not isinstance(row.model, Machine):
+        return ""
+    drawn, _ = draws(row.model, 30)
+    parts = [digit(8 + 2 * part) for part in row.model.parts[:30]]
+    return (
+        "<section><h2>Put together from parts</h2><p><code>evidens.GaussianRBM</code> has hidden"
+        " units that are on or off, and each adds a part to the picture: a density of 2 to the"
+        f" power of {len(row.model.parts)} Gaussians. Its normaliser cannot be counted, so it is"
+        f" estimated, with its error: {number(row.nats[0], '.1f')} nats per held-out digit, give or"
+        f" take {number(row.model.error, '.2f')}.</p>"
+        + grid(parts, 15, "What 30 hidden units add to a picture, light to dark")
+        + grid((digit(image) for image in drawn), 15, "30 digits drawn from the machine")
+        + "</section>"
+    )
+
+
 def speed(tour: Tour) -> str:
     parts = []
     for row in tour.rows:
@@ -284,6 +303,7 @@ def render(tour: Tour) -> str:
             typical(first, tour),
             anomalies(first, tour),
             *(row_by_row(row, tour) for row in tour.rows),
+            *(by_machine(row, tour) for row in tour.rows),
             *(by_network(row, tour) for row in tour.rows),
             speed(tour),
             colophon(tour),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from evidens._tour_machines import boltzmann
 from evidens._tour_measure import QUICK, Array, Family, Setting, Tour, run
 from evidens._tour_networks import glow, made, pixelcnn
 from evidens._tour_sequences import hidden_markov
@@ -58,12 +59,13 @@ FAMILIES = (
     gaussian_mixture("full", 10, 0.2),
     gaussian_mixture("diag", 40, 0.1),
     hidden_markov(5, 10),
+    boltzmann(100, 60),
     glow(20),
     made(40),
     pixelcnn(25),
 )
 # The same, with networks that are hardly trained.
-QUICK_FAMILIES = (*FAMILIES[:-3], glow(1), made(1), pixelcnn(1))
+QUICK_FAMILIES = (*FAMILIES[:-4], boltzmann(20, 2), glow(1), made(1), pixelcnn(1))
 
 
 def cell(value: float | None, form: str) -> str:

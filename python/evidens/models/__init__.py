@@ -13,16 +13,22 @@ from evidens.models.hmm_gaussian import GaussianHMM
 from evidens.models.hmm_mixture import GMMHMM
 from evidens.models.made import MADE
 from evidens.models.pixelcnn import PixelCNN
+from evidens.models.rbm import BernoulliRBM
+from evidens.models.rbm_categorical import CategoricalRBM
+from evidens.models.rbm_gaussian import GaussianRBM
 
 __all__ = [
     "GMMHMM",
     "MADE",
     "BernoulliHMM",
+    "BernoulliRBM",
     "CategoricalHMM",
+    "CategoricalRBM",
     "CustomHMM",
     "Flow",
     "GaussianHMM",
     "GaussianMixture",
+    "GaussianRBM",
     "Glow",
     "MaskedAutoregressiveFlow",
     "MultinomialHMM",

@@ -1,0 +1,190 @@
+"""One step of learning: the positive and the negative phase, and what is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evidens import ops
+from evidens.models.rbm_chains import Ladder, Stream, advance, draw_class, draw_hidden, temper
+from evidens.models.rbm_parameters import LOG_VARIANCE, RBMParameters
+
+# Share of the batch in the running mean of the hidden units, the offset of centred gradients.
+FOLLOW = 0.01
+# Root mean square of a step of the weights beyond which learning has gone astray.
+ASTRAY = 10.0
+
+
+class Diverged(ArithmeticError):
+    """A step that would have left the parameters without meaning; they are those before it."""
+
+
+@dataclass
+class Learner:
+    """What learns: parameters, chains and the averages that live from step to step.
+
+    Args:
+        p: the parameters, changed in place.
+        stream: random numbers.
+        method: ``"pcd"``, ``"cd"`` or ``"pt"``.
+        steps: k.
+        chains: (M, J) hidden states of the persistent chains; R M of them with a ladder.
+        ladder: of parallel tempering.
+        momentum: share of the last step in this one.
+        weight_decay: pull of the weights to 0.
+        visible_offset: (V + C,) means of the visible units, None for gradients without centring.
+        hidden_offset: (J,) running mean of the hidden units.
+        velocity: of the last step, by name.
+    """
+
+    p: RBMParameters
+    stream: Stream
+    method: str
+    steps: int
+    chains: Tensor
+    ladder: Ladder | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    visible_offset: Tensor | None = None
+    hidden_offset: Tensor | None = None
+    velocity: dict[str, Tensor] = field(default_factory=dict)
+
+    def step(
+        self,
+        x: Tensor,
+        rate: float,
+        *,
+        weight: Tensor | None = None,
+        unit: float = 1.0,
+        labels: Tensor | None = None,
+        absent: Tensor | None = None,
+    ) -> None:
+        """One batch.
+
+        Args:
+            x: (n, V) rows.
+            rate: learning rate.
+            weight: (n,) weights of the rows.
+            unit: mean weight of all rows; a batch of less learns less.
+            labels: (n,) classes of a machine with classes, -1 where unknown.
+            absent: (n, V) units that take no part, for ``"cd"``; x is 0 there.
+
+        Raises:
+            Diverged: the step is not finite, or out of all proportion; nothing has changed.
+            ValueError: units are absent beside persistent chains.
+        """
+        if absent is not None and self.method != "cd":
+            raise ValueError(
+                f"X has missing entries, and method={self.method!r} keeps chains of one machine "
+                "for rows that have one each: use method='cd'"
+            )
+        p, share = self.p, 1.0
+        total = float(len(x))
+        if weight is not None:
+            total = float(weight.sum(dtype=torch.float64))
+            share = total / (len(x) * unit)
+            if total == 0:
+                return
+        v = self._with_class(x, labels)
+        plus = ops.rbm_statistics(v, *p.arguments, sample_weight=weight, **p.kinds)
+        minus_v, minus_h = self._negative(v, plus.h_mean, absent)
+        minus_weight = weight if self.method == "cd" else None
+        minus = ops.rbm_statistics(
+            minus_v, *p.arguments, h_mean=minus_h, sample_weight=minus_weight, **p.kinds
+        )
+        hidden = plus.hidden.clone() if self.visible_offset is not None else plus.hidden
+        a = share / total
+        b = a if self.method == "cd" else share / len(minus_v)
+
+        def difference(of: Callable[[Any], Tensor]) -> Tensor:
+            return of(plus).mul_(a).sub_(of(minus), alpha=b)
+
+        steps = {
+            "weight": difference(lambda s: s.weight),
+            "visible_bias": difference(lambda s: s.visible),
+            "hidden_bias": difference(lambda s: s.hidden),
+        }
+        if p.log_variance is not None:
+            # In units of the variance: a small one would blow the step up.
+            variance = p.log_variance.exp()
+            steps["weight"].mul_(variance)
+            steps["visible_bias"].mul_(variance)
+            steps["log_variance"] = difference(lambda s: s.log_variance).clamp_(-1, 1)
+            steps["log_variance"][p.pixels :] = 0  # a class has none
+        if self.visible_offset is not None:
+            self._centre(steps, hidden / total)
+        if self.weight_decay:
+            steps["weight"].sub_(p.weight, alpha=self.weight_decay)
+        self._move(steps, rate)
+
+    # --- phases ----------------------------------------------------------------------------------
+
+    def _with_class(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Rows with their class, drawn from p(class | x) where it is unknown."""
+        if not self.p.classes:
+            return x
+        if labels is None or bool((labels < 0).any()):
+            logits = self.p.class_terms(x)
+        else:
+            logits = x.new_zeros(len(x), self.p.classes)  # nothing is drawn
+        label = draw_class(logits, labels, self.stream, self.stream.take(1))
+        return torch.cat([x, label], 1)
+
+    def _negative(self, v: Tensor, h_mean: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """States of the visible units and means of the hidden ones under the model."""
+        if self.method == "cd":
+            h = draw_hidden(self.p, h_mean, self.stream)
+            held = None if absent is None else {"clamped": absent, "values": v}
+            moves = advance(self.p, h, self.steps, self.stream, **(held or {}))
+        elif self.ladder is not None:
+            moves = temper(self.p, self.chains, self.steps, self.stream, self.ladder)
+            self.chains = moves.h
+            cold = self.ladder.cold
+            return moves.v[cold], moves.h_mean[cold]
+        else:
+            moves = advance(self.p, self.chains, self.steps, self.stream)
+            self.chains = moves.h
+        return moves.v, moves.h_mean
+
+    # --- the step --------------------------------------------------------------------------------
+
+    def _centre(self, steps: dict[str, Tensor], hidden: Tensor) -> None:
+        """The gradient of a machine whose units are counted from their means.
+
+        Source: Melchior, Fischer and Wiskott, How to center deep Boltzmann machines (2016),
+        algorithm 1 in the parameters of a machine that is not centred.
+        """
+        assert self.visible_offset is not None
+        assert self.hidden_offset is not None
+        w, at_v, at_h = steps["weight"], self.visible_offset, self.hidden_offset
+        w.addr_(at_h, steps["visible_bias"], alpha=-1).addr_(steps["hidden_bias"], at_v, alpha=-1)
+        steps["visible_bias"] -= at_h @ w
+        steps["hidden_bias"] -= w @ self.p.scaled(at_v)
+        self.hidden_offset = at_h.lerp(hidden, FOLLOW)
+
+    def _move(self, steps: dict[str, Tensor], rate: float) -> None:
+        for name, step in steps.items():
+            if self.momentum:
+                old = self.velocity.get(name)
+                step = (
+                    step.mul_(rate)
+                    if old is None
+                    else old.mul_(self.momentum).add_(step, alpha=rate)
+                )
+                steps[name] = step
+        scale = 1.0 if self.momentum else rate
+        # One number for all: what is not finite in a bias is not in the weights either.
+        size = float(torch.linalg.vector_norm(steps["weight"])) * scale
+        if not size <= ASTRAY * math.sqrt(self.p.weight.numel()):
+            raise Diverged
+        for name, step in steps.items():
+            getattr(self.p, name).add_(step, alpha=scale)
+        if self.momentum:
+            self.velocity = steps
+        if self.p.log_variance is not None:
+            self.p.log_variance[: self.p.pixels].clamp_(*LOG_VARIANCE)
