@@ -54,6 +54,7 @@ _pixelcnn = _registry.Op(
     reference=_one_network(reference.pixelcnn_sample),
     fake=_fake,
     rows=(0, 5, 6),
+    waits=True,  # copies its program to the device
 )
 
 
