@@ -23,6 +23,12 @@ COVARIANCES = ("full", "tied", "diag", "spherical")
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 32, "random_state": 0, "verbose": 0}
 
 
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions of ten bits, cuDNN's default, would hide what is asked here."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def rows(n: int = 90, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     centres = 4.0 * torch.tensor([[0, 0, 0], [1, 1, 0], [0, 1, 1]])
