@@ -20,13 +20,15 @@ SOURCES := $(shell find $(wildcard csrc kernels python bench) -type f \
 BUILD_FILES := pyproject.toml CMakeLists.txt README.md LICENSE
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench wheel lint clean
+.PHONY: help test demo bench wheel lint clean test-gpu bench-gpu sanitize-gpu
 
 help:
 	@echo 'make test    build, install and run every test (each instruction set, one thread, Triton)'
 	@echo 'make demo    build, install and run the tour; writes evidens-tour.html'
 	@echo 'make bench   build, install and run the benchmarks'
 	@echo 'make lint    format, lint, types, layers and stubs'
+	@echo 'make test-gpu, bench-gpu, sanitize-gpu    the same on a CUDA device (GPU_PYTHON=python3: of'
+	@echo '             an interpreter that has torch already; see CONTRIBUTING.md)'
 	@echo 'make wheel   build the wheel into dist/'
 	@echo 'make clean   remove .venv, build, dist and caches'
 	@echo "Variables: PYTHON=$(PYTHON)  TORCH='$(TORCH)'  VENV=$(VENV)"
@@ -91,6 +93,17 @@ demo: $(VENV)/.extra-plot
 
 bench: $(VENV)/.extra-bench
 	$(PY) -m evidens bench
+
+# The interpreter that holds torch with CUDA.  Another one than that of .venv is taken as it is: what
+# it lacks of evidens is built beside the tree, without the network.
+GPU_PYTHON ?= $(PY)
+GPU_NEEDS := $(if $(filter $(PY),$(GPU_PYTHON)),$(VENV)/.extra-test $(VENV)/.extra-bench)
+
+test-gpu sanitize-gpu: $(GPU_NEEDS)
+	PYTHON='$(GPU_PYTHON)' scripts/gpu.sh $(@:-gpu=)
+
+bench-gpu: $(GPU_NEEDS)
+	PYTHON='$(GPU_PYTHON)' scripts/gpu.sh bench --device cuda --json bench/results
 
 lint: $(VENV)/.extra-dev
 	$(BIN)/ruff check

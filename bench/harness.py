@@ -19,7 +19,7 @@ import numpy as np
 OURS = "evidens"
 LENIENCE = 100.0  # how many tolerances a baseline may be off the oracle
 SIZES = ("full", "quick", "smoke")
-Output = dict[str, Any]  # arrays or CPU tensors by name
+Output = dict[str, Any]  # arrays or tensors by name
 
 
 class CheckFailed(AssertionError):
@@ -102,7 +102,7 @@ class Case:
 
 
 def _array(value) -> np.ndarray:
-    return np.asarray(value.detach() if hasattr(value, "detach") else value, np.float64)
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, np.float64)
 
 
 def relative_error(got: Output, want: Output) -> float:

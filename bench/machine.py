@@ -89,6 +89,7 @@ def machine_block(pinned: dict) -> dict:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "numpy": _version("numpy"),
         "sklearn": _version("scikit-learn"),
         "hmmlearn": _version("hmmlearn"),
@@ -104,7 +105,9 @@ def machine_block(pinned: dict) -> dict:
 
 
 def slug(block: dict) -> str:
-    """A file-name part for a machine: CPU, instruction set, threads."""
+    """A file-name part for a machine: its GPU, or CPU, instruction set and threads."""
+    if block.get("gpu"):
+        return re.sub(r"[^a-z0-9]+", "-", block["gpu"]["name"].lower()).strip("-")
     cpu = re.sub(r"\(r\)|\(tm\)|\bcpu\b|@.*|\bprocessor\b", " ", block["cpu"].lower())
     parts = [cpu, block["isa"] or "", f"{block['threads']}t"]
     return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", p).strip("-") for p in parts)))

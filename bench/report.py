@@ -121,7 +121,9 @@ def terminal_table(results: list[dict]) -> str:
 
 
 def machine_text(machine: dict) -> str:
-    """One line: CPU, instruction set, threads."""
+    """One line: GPU and driver, or CPU, instruction set, threads."""
+    if gpu := machine.get("gpu"):
+        return f"{gpu['name']}, driver {gpu['driver'] or 'unknown'}"
     return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads"
 
 
@@ -136,8 +138,8 @@ def machine_lines(machine: dict) -> str:
     pools = ", ".join(f"{p['pool']} ({p['of']}) {p['threads']}" for p in machine["pools"])
     gemm = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates["gemm"].items())
     exp = ", ".join(f"{name} {rate / 1e9:.2f}" for name, rate in rates["exp"].items())
-    versions = ("evidens", "torch", "numpy", "sklearn", "hmmlearn", "dynamax", "jax", "nflows",
-                "normflows", "zuko", "python")  # fmt: skip
+    versions = ("evidens", "torch", "triton", "numpy", "sklearn", "hmmlearn", "dynamax", "jax",
+                "nflows", "normflows", "zuko", "python")  # fmt: skip
     return "\n".join(
         (
             f"machine   {machine_text(machine)}; {machine['cores']} cores; {machine['os']}",

@@ -85,7 +85,8 @@ def pixelcnn(hidden: int, levels: int, blocks: int = 5, seed: int = 0) -> list[P
 def live_taps(layer: PixelLayer) -> Tensor:
     """Taps (kh, kw) of mask A or B that live."""
     height, width = layer.weight.shape[2:]
-    live = torch.arange(height * width) < height * width // 2 + (layer.mask == "B")
+    taps = torch.arange(height * width, device=layer.weight.device)
+    live = taps < height * width // 2 + (layer.mask == "B")
     return live.view(height, width)
 
 
@@ -101,7 +102,7 @@ def pixel_loop(layers: Sequence[PixelLayer], noise: Tensor, levels: int) -> Tens
     """One full pass for every pixel; levels (N, 1, H, W) by the inverse distribution function."""
     weights = [torch.where(live_taps(layer), layer.weight, 0.0) for layer in layers]
     n, _, height, width = noise.shape
-    x = torch.zeros((n, 1, height, width), dtype=torch.int64)
+    x = noise.new_zeros((n, 1, height, width), dtype=torch.int64)
     for y in range(height):
         for column in range(width):
             h = x.to(noise.dtype) * (2 / (levels - 1)) - 1

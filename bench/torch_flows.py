@@ -19,7 +19,7 @@ def _knots(raw: Tensor, bound: float) -> Tensor:
     # The floor is added after the sum: of a sum of floored shares torch 2.13 compiles a backward
     # pass that is wrong.
     shares = (1 - LEAST * bins) * raw.softmax(-1).cumsum(-1)[..., :-1]
-    inner = 2 * bound * (shares + LEAST * torch.arange(1, bins, dtype=raw.dtype)) - bound
+    inner = 2 * bound * (shares + LEAST * torch.arange(1, bins).to(raw)) - bound
     return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
 
 

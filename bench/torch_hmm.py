@@ -90,7 +90,7 @@ def best_path(log_obs: Tensor, initial: Tensor, transition: Tensor) -> Output:
         best = best + log_obs[:, t]
         back.append(index)
     log_prob, state = best.max(1)
-    states = torch.empty(log_obs.shape[:2], dtype=torch.int64)
+    states = log_obs.new_empty(log_obs.shape[:2], dtype=torch.int64)
     states[:, -1] = state
     for t in range(steps - 2, -1, -1):
         state = back[t].gather(1, state[:, None])[:, 0]

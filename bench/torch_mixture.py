@@ -26,7 +26,7 @@ def component_log_prob(x: Tensor, p: Parameters, covariance_type: str) -> Tensor
     """``log w_k + log N(x_n | k)``, shape (N, K)."""
     chol = p.precisions_cholesky
     if covariance_type == "full":
-        square = torch.empty(len(x), len(p.means), dtype=x.dtype)
+        square = x.new_empty(len(x), len(p.means))
         for k, (mean, c) in enumerate(zip(p.means, chol, strict=True)):
             square[:, k] = torch.addmm(-(mean @ c), x, c).square().sum(1)
         log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -55,7 +55,7 @@ def _maximise(x: Tensor, r: Tensor, covariance_type: str, reg_covar: float) -> t
     mass = r.sum(0) + 10 * torch.finfo(x.dtype).eps
     means = (r.T @ x) / mass[:, None]
     if covariance_type == "full":
-        covariances = torch.empty(len(means), x.shape[1], x.shape[1], dtype=x.dtype)
+        covariances = x.new_empty(len(means), x.shape[1], x.shape[1])
         for k, mean in enumerate(means):
             d = x - mean
             covariances[k] = (r[:, k, None] * d).T @ d / mass[k]
@@ -72,7 +72,7 @@ def _precisions_cholesky(covariances: Tensor, covariance_type: str) -> Tensor:
     if covariance_type == "diag":
         return covariances.rsqrt()
     lower = torch.linalg.cholesky(covariances)
-    eye = torch.eye(lower.shape[-1], dtype=lower.dtype)
+    eye = torch.eye(lower.shape[-1]).to(lower)
     return torch.linalg.solve_triangular(lower, eye, upper=False).mT
 
 

@@ -18,7 +18,7 @@ def _add_whitened(y, x, means_ptr, factor_ptr, cols, js, e):
     """``y + (x - mean) factor`` for features ``cols`` of ``x`` and columns ``js`` of the factor."""
     mean = tl.load(means_ptr + cols)
     factor = tl.load(factor_ptr + cols[:, None] * e + js[None, :])
-    return tl.dot(x - mean[None, :], factor, y, input_precision="ieee")
+    return tl.dot(x - mean[None, :], factor, y, input_precision="ieee", out_dtype=y.dtype)
 
 
 @triton.jit
@@ -224,6 +224,8 @@ def input_gradient_kernel(
                 weighted += tl.where(absent, 0.0, r[:, None] * (x - mean[None, :]))
             precision_rows = precisions_ptr + (tl.cast(matrix, tl.int64) * e + cols[:, None]) * e
             precision = tl.load(precision_rows + js[None, :])
-            gradient = tl.dot(weighted, precision, gradient, input_precision="ieee")
+            gradient = tl.dot(
+                weighted, precision, gradient, input_precision="ieee", out_dtype=dtype
+            )
     out_at = out_ptr + rows[:, None] * d + js[None, :]
     tl.store(out_at, -gradient, mask=row_in[:, None] & j_in[None, :])

@@ -8,7 +8,6 @@ interpreter and compile for sm_90; they have not yet run on a GPU.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -16,17 +15,16 @@ import triton
 from torch import Tensor
 
 from . import _coupling_maps
-from ._device import on
+from ._device import constant, on
 
 _BOUNDED = 6  # the scale map whose constant is a slope
 _LARGEST_BLOCK, _ELEMENTS_OF_A_WARP = 1024, 256
 _ACTNORM_BLOCK, _ACTNORM_PROGRAMS = 1024, 64
 
 
-@functools.lru_cache(maxsize=64)
 def _constant(scale_map: int, clamp: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     value = -1 / math.log(clamp) if scale_map == _BOUNDED else clamp
-    return torch.tensor([value], dtype=dtype, device=device)
+    return constant((value,), dtype, device)
 
 
 def _spatial(t: Tensor | None) -> Tensor | None:

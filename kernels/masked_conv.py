@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from . import _masked_conv_products as products
-from ._device import on
+from ._device import constant, on
 
 # Pixels, lanes and depth of a block, by the size of a number.
 _PRODUCT = {4: (64, 64, 32), 8: (32, 32, 16)}
@@ -30,8 +30,8 @@ def _shifts(
     taps: tuple[int, ...], kernel: tuple[int, int], sign: int, device: torch.device
 ) -> Tensor:
     down, across = kernel
-    pairs = [[sign * (t // across - down // 2), sign * (t % across - across // 2)] for t in taps]
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).to(device)
+    pairs = ((sign * (t // across - down // 2), sign * (t % across - across // 2)) for t in taps)
+    return constant(tuple(pairs), torch.int64, device).reshape(-1, 2)
 
 
 @functools.lru_cache(maxsize=64)
@@ -45,10 +45,10 @@ def _group_limits(
         last = min(lane + block, channels) - 1
         group = (lane if first else last) // (channels // groups)
         if first:
-            limits.append([min(groups, group + strict) * (others // groups), others])
+            limits.append((min(groups, group + strict) * (others // groups), others))
         else:
-            limits.append([0, (group + 1 - strict) * (others // groups)])
-    return torch.tensor(limits, dtype=torch.int64, device=device)
+            limits.append((0, (group + 1 - strict) * (others // groups)))
+    return constant(tuple(limits), torch.int64, device)
 
 
 def _product(
@@ -144,7 +144,7 @@ def _links(in_degrees: Tensor, out_degrees: Tensor, strict: bool) -> Tensor:
 def _live(weight: Tensor, taps: Sequence[int], strict: bool, groups: int) -> tuple[Tensor, Tensor]:
     """The mask of a weight, and its live taps (taps, O, C) with zeros where a channel is dead."""
     (o, c, down, across), device = weight.shape, weight.device
-    places = torch.tensor(list(taps), dtype=torch.int64, device=device)
+    places = constant(tuple(taps), torch.int64, device)
     live = torch.zeros(o, c, down * across, dtype=torch.bool, device=device)
     live[:, :, places] = True
     centre = down * across // 2
@@ -207,7 +207,7 @@ def masked_conv2d_backward(
         shifts = _shifts(tuple(taps), tuple(kernel), 1, x.device)
         sums = _weight_sums(x, grad_y, shifts, limits, centre).permute(2, 1, 0).to(x.dtype)
         whole = torch.zeros_like(weight, memory_format=torch.contiguous_format).flatten(2)
-        places = torch.tensor(list(taps), dtype=torch.int64, device=x.device)
+        places = constant(tuple(taps), torch.int64, x.device)
         whole.index_copy_(2, places, sums)
         grad_weight = torch.where(live, whole.view(weight.shape), 0.0)
     if need_bias:

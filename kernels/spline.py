@@ -22,7 +22,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ._device import on
+from ._device import constant, on
 from ._spline_backward import backward_kernel
 from ._spline_forward import forward_kernel
 
@@ -56,7 +56,7 @@ def _call(
     dtype: torch.dtype,
     device: torch.device,
 ) -> _Call:
-    """Made once for each combination: on a GPU it would be a copy to the device in every call."""
+    """Made once for each combination."""
     min_width, min_height, min_derivative, beta, slope, logit_scale = options
     double = dtype is torch.float64
     steep, thin = (2.0**255, 2.0**-340) if double else (2.0**31, 2.0**-42)
@@ -86,9 +86,9 @@ def _call(
         "LAST": by_name and stored >= bins,
     }
     return _Call(
-        torch.tensor(box, dtype=dtype, device=device),
-        torch.tensor(tails, dtype=torch.int32, device=device),
-        torch.tensor(numbers, dtype=dtype, device=device),
+        constant(box, dtype, device),
+        constant(tails, torch.int32, device),
+        constant(numbers, dtype, device),
         constants,
     )
 

@@ -57,7 +57,8 @@ def machines(results: dict[str, list[dict]]) -> str:
             rates = m["ceilings"]
             gemm = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates["gemm"].items())
             limits = f"GEMM {gemm} GFLOP/s; copy {rates['copy'] / 1e9:.0f} GB/s"
-            names = ("evidens", "torch", "sklearn", *OTHERS.get(stem, ()))
+            names = ("evidens", "torch", *(("triton",) if m.get("gpu") else ()), "sklearn")
+            names += OTHERS.get(stem, ())
             versions = report.versions_text(m, names)
             when = f"{m['time'][:10]}, commit {m['commit'] or 'unknown'}"
             rows.append((stem, f"{report.machine_text(m)}; {m['os']}", limits, versions, when))

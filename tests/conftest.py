@@ -19,7 +19,9 @@ TESTS = Path(__file__).parent
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 # The interpreter is chosen when a kernel is defined, so without a GPU these need their own process.
-collect_ignore = [] if INTERPRET or torch.cuda.is_available() else ["kernels"]
+FAIL_WITHOUT_CUDA = os.environ.get("FAIL_WITHOUT_CUDA") == "1"
+_kernels = INTERPRET or FAIL_WITHOUT_CUDA or torch.cuda.is_available()
+collect_ignore = [] if _kernels else ["kernels"]
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -44,7 +46,7 @@ def pytest_report_header() -> list[str]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_cuda") and not torch.cuda.is_available():
         reason = "needs a CUDA device, and torch.cuda.is_available() is False"
-        if os.environ.get("FAIL_WITHOUT_CUDA") == "1":
+        if FAIL_WITHOUT_CUDA:
             pytest.fail(f"{reason} (FAIL_WITHOUT_CUDA=1)", pytrace=False)
         pytest.skip(reason)
 
@@ -69,7 +71,8 @@ def poison() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,
     )
-    torch.use_deterministic_algorithms(True)
+    # On a GPU torch has no deterministic cumsum, which the references need: there it only warns.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(saved[0])
@@ -79,7 +82,7 @@ def poison() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _poison_ops(request: pytest.FixtureRequest) -> None:
     """Every test of an op or a kernel runs on poisoned memory."""
-    if request.path.relative_to(TESTS).parts[0] in ("ops", "kernels"):
+    if request.path.relative_to(TESTS).parts[0] in ("ops", "kernels", "gpu"):
         request.getfixturevalue("poison")
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from ops.comparison import EXACT
 
 from evidens.kernels import gmm
 from evidens.reference import gmm as reference
@@ -18,7 +19,6 @@ pytestmark = [
 
 DTYPES = [torch.float32, torch.float64]
 SHAPES = [(1, 1, 1), (5, 2, 2), (37, 3, 5), (5, 17, 2), (5, 33, 1), (3, 70, 2), (140, 2, 2)]
-EXACT = {"rtol": 0.0, "atol": 0.0}
 each_type = pytest.mark.parametrize("covariance_type", reference.COVARIANCE_TYPES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -259,14 +259,14 @@ def test_a_path_that_linear_space_loses(dtype, side, sequences, close, monkeypat
 
 
 @each_dtype
-def test_transitions_that_products_lose(dtype):
+def test_transitions_that_products_lose(dtype, device):
     """What the next product with a tiny transition would lose is not there to be lost."""
     small, far = (1e-25, 30.0) if dtype is torch.float32 else (1e-170, 300.0)
     frames = [[0.0, 0, 0]] * 3 + [[-far, -far, 0]] * 12
-    x = torch.tensor(frames, dtype=dtype)
-    pi = torch.tensor([1.0, 0, 0], dtype=dtype)
-    a = torch.tensor([[1, small, 0], [0, 1, small], [0, 0, 1]], dtype=dtype)
-    where = torch.tensor([0]), torch.tensor([15]), torch.tensor([0])
+    x = torch.tensor(frames, dtype=dtype, device=device)
+    pi = torch.tensor([1.0, 0, 0], dtype=dtype, device=device)
+    a = torch.tensor([[1, small, 0], [0, 1, small], [0, 0, 1]], dtype=dtype, device=device)
+    where = (torch.tensor([i], device=device) for i in (0, 15, 0))
     # Both steps are made before the frames turn, in three ways.
     want = 2 * math.log(small) + math.log(3)
     assert hmm.hmm_log_likelihood(x, pi, a, *where).item() == pytest.approx(want, rel=1e-6)

@@ -9,6 +9,7 @@ import torch
 
 import evidens
 from evidens import ops
+from evidens.kernels import masked_conv
 
 DTYPES = [torch.float64, torch.float32]
 # Rows, input and output channels, image, kernel, mask, groups.
@@ -66,7 +67,7 @@ def test_conv(device, shape, dtype, canaries):
 
 
 def test_conv_of_strided_images_and_several_slabs(device, canaries, monkeypatch):
-    monkeypatch.setattr(evidens.kernels.masked_conv, "_SLAB", 16)
+    monkeypatch.setattr(masked_conv, "_SLAB", 16)
     weight = normal(20, 3, 3, 3, seed=1).to(device)
     base = normal(2, 4, 5, 9).to(device)
     for x in (base[:, :3], base.movedim(1, 3)[:, :3, :, ::2], base.transpose(2, 3)[:, 1:]):

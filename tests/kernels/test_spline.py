@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from ops.comparison import assert_within
+from ops.comparison import EXACT, assert_within
 from ops.spline_cases import F32, F64, MIX, NAMES, PARAMETERS, bounds, reference, spline
 
 import evidens
@@ -124,8 +124,6 @@ def test_nothing_to_do(device, shape):
 
 
 # --- the launchers themselves ---------------------------------------------------------------------
-
-EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
 
 
 def make(device, *arguments, **more):

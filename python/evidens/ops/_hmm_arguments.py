@@ -41,7 +41,9 @@ def _equal_lengths(batch: int, time: int, device: torch.device) -> _Where:
         index = torch.arange(batch, device=device)
         lengths = torch.full((batch,), time, dtype=torch.int64, device=device)
         found = index * time, lengths, index * max(time - 1, 0)
-    if plain and batch <= _MOST_SEQUENCES:
+    # What a CUDA graph records has no values yet, and its memory is used again.
+    recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if plain and batch <= _MOST_SEQUENCES and not recorded:
         if len(_regular) >= _MOST_REGULAR:
             _regular.clear()
         _regular[key] = found

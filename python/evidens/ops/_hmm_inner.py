@@ -102,6 +102,7 @@ def _op(
         reference=inside(name, others(getattr(reference, name))),
         triton=inside(name, others(_triton(name))),
         fake=fake,
+        waits=True,  # for the range of lengths, and for what must be computed again
         **rest,
     )
 

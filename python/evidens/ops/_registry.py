@@ -112,6 +112,8 @@ class Op:
         triton: the stem has a Triton kernel of the same name in ``evidens.kernels.<stem>``.
         rows: positions of the arguments whose first axis is the row axis, when the op treats rows
             independently: vmap over these folds the batch into the rows.
+        waits: it looks at values of a GPU from the host, so no CUDA graph can record it, and
+            torch.compile is told to leave it out of its own.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Op:
         backward: Callable[..., tuple[Tensor | None, ...]] | None = None,
         triton: Callable[..., Any] | None = None,
         rows: tuple[int, ...] = (),
+        waits: bool = False,
     ) -> None:
         self.name = schema[: schema.index("(")]
         self.stem = stem
@@ -134,7 +137,7 @@ class Op:
         self.rows = rows
         self.implementations = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": None}
         self._warned = False
-        _library.define(schema)
+        _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,) if waits else ())
         _library.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"evidens::{self.name}", fake, lib=_library)
         self.inner = getattr(torch.ops.evidens, self.name).default

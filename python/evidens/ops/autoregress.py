@@ -65,6 +65,7 @@ _made = _registry.Op(
     triton=_one_network(_triton),
     fake=lambda noise, *rest: (noise.new_empty(noise.shape[:2]), noise.new_empty(noise.shape[:1])),
     rows=(0, 4, 5, 6),
+    waits=True,  # for the degrees
 )
 
 

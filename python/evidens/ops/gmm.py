@@ -207,6 +207,7 @@ def _op(name: str, arguments: str, returns: str, on_cpu: Any, **more: Any) -> _r
         cpu=guard(on_cpu),
         reference=guard(_by_name(getattr(reference, name))),
         triton=guard(_triton(name)),
+        waits=name == "gmm_statistics",  # for the range of labels
         **more,
     )
 

@@ -74,6 +74,7 @@ _pixelcnn = _registry.Op(
     triton=_one_network(_triton),
     fake=_fake,
     rows=(0, 5, 6),
+    waits=True,  # copies its program to the device
 )
 
 
