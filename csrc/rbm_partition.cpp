@@ -62,8 +62,8 @@ template <class T> struct Chains {
   }
   static int64_t elements(const RbmParams &p, int64_t rows) {
     const int64_t visible = p.visible.units, hidden = p.hidden.units;
-    return rows * (visible + hidden + width<T>)+2 * whole<T>(visible) + 2 * visible +
-           Units<T>::scratch_elements(p.visible);
+    const int64_t of_chain = visible + hidden + width<T>;
+    return rows * of_chain + 2 * (whole<T>(visible) + visible) + Units<T>::scratch_elements(p.visible);
   }
   static int64_t product_bytes(const RbmParams &p, int64_t rows) {
     return (ProductScratch<T>::bytes(rows, most(p)) + 63) / 64 * 64;
