@@ -26,9 +26,13 @@ inline void rbm_rows(const RbmKernel &kernel, const RbmParams &p, double passes,
       [&](int64_t begin, int64_t end, void *scratch) { run(begin, end, p, scratch); });
 }
 
-inline Buffer rbm_packed(const RbmKernel &kernel, bool is_double, RbmLayer &layer) {
-  Buffer packed = allocate(kernel.packed_elements(layer.depth, layer.units) * (is_double ? 8 : 4));
-  layer.packed = packed.get();
+// In one piece: of several that go at once the allocator would give the pages back each time.
+inline Buffer rbm_packed(const RbmKernel &kernel, bool is_double, RbmParams &p, bool both) {
+  const int64_t size = is_double ? 8 : 4, up = kernel.packed_elements(p.hidden.depth, p.hidden.units) * size;
+  const int64_t down = both ? kernel.packed_elements(p.visible.depth, p.visible.units) * size : 0;
+  Buffer packed = allocate(up + down);
+  p.hidden.packed = packed.get();
+  p.visible.packed = static_cast<char *>(packed.get()) + up;
   return packed;
 }
 inline void rbm_pack(const RbmKernel &kernel, const RbmParams &p, bool hidden) {
@@ -63,7 +67,7 @@ inline void rbm_gibbs(bool is_double, int64_t rows, int64_t visible, int64_t hid
   p.values = at(values), p.values_row = values_row;
   p.steps = steps, p.step0 = step0, p.row0 = row0, p.seed = seed;
   p.new_v = at(new_v), p.new_h = at(new_h), p.v_mean = at(v_mean), p.h_mean = at(h_mean);
-  const Buffer down = rbm_packed(kernel, is_double, p.visible), up = rbm_packed(kernel, is_double, p.hidden);
+  const Buffer packed = rbm_packed(kernel, is_double, p, true);
   rbm_pack(kernel, p, false);
   rbm_pack(kernel, p, true);
   rbm_rows(kernel, p, 2 * double(steps), kernel.gibbs);
@@ -76,7 +80,7 @@ inline void rbm_free_energy(bool is_double, int64_t rows, int64_t visible, int64
   RbmParams p =
       rbm_machine(rows, visible, hidden, 0, hidden_kind, 0, weight, visible_bias, hidden_bias, precision, 0, beta);
   p.v = at(v), p.v_row = v_row, p.free_energy = at(out);
-  const Buffer up = rbm_packed(kernel, is_double, p.hidden);
+  const Buffer packed = rbm_packed(kernel, is_double, p, false);
   rbm_pack(kernel, p, true);
   rbm_rows(kernel, p, 1, kernel.free_energy);
 }
@@ -90,15 +94,15 @@ inline void rbm_statistics(bool is_double, int64_t rows, int64_t visible, int64_
   if (!means_given) {
     RbmParams p = rbm_machine(rows, visible, hidden, 0, hidden_kind, 0, weight, 0, hidden_bias, precision, 0, 0);
     p.v = at(v), p.v_row = v_row, p.h_mean = at(h_mean);
-    const Buffer up = rbm_packed(kernel, is_double, p.hidden);
+    const Buffer packed = rbm_packed(kernel, is_double, p, false);
     rbm_pack(kernel, p, true);
     rbm_rows(kernel, p, 1, kernel.means);
   }
   RbmSums s{rows,       visible, hidden,         at(v),     v_row,     at(h_mean), h_row, at(sample_weight),
             at(centre), nullptr, at(sum_weight), at(sum_v), at(sum_h), at(square)};
   const int64_t panels = (hidden + kernel.panel - 1) / kernel.panel, bands = (visible + kernel.band - 1) / kernel.band;
-  const Buffer packed = allocate(panels * kernel.panel * rows * (is_double ? 8 : 4));
-  s.packed = packed.get();
+  const Buffer factors = allocate(panels * kernel.panel * rows * (is_double ? 8 : 4));
+  s.packed = factors.get();
   run_blocks(pool, panels, workers_for(double(rows) * double(hidden) * 4, panels),
              [&](int64_t k, int64_t) { kernel.pack_sums(k, k + 1, s); });
   const int64_t workers = workers_for(double(rows) * double(visible) * double(hidden), bands);

@@ -21,7 +21,7 @@ template <class T> constexpr int64_t kNear = (int64_t(1) << 14) / (kPanel<T> * i
 constexpr int64_t panels_of(int64_t units, int64_t panel) { return (units + panel - 1) / panel; }
 
 // Whether a sum over the list is the faster way.
-constexpr bool is_sparse(int64_t nonzero, int64_t depth) { return nonzero * 2 <= depth; }
+constexpr bool is_sparse(int64_t nonzero, int64_t depth) { return nonzero * 8 <= depth * 5; }
 
 // Scratch of a block of rows.
 template <class T> struct ProductScratch {
@@ -32,7 +32,7 @@ template <class T> struct ProductScratch {
 
   static int64_t parts(int64_t depth) { return (depth + kNear<T> - 1) / kNear<T>; }
   static int64_t bytes(int64_t rows, int64_t depth) {
-    const int64_t lists = rows * (depth / 2) + depth + 16;
+    const int64_t lists = rows * (depth * 5 / 8 + 1) + depth + 16;
     return (rows * (parts(depth) + 2) + 1) * 8 + rows * kPanel<T> * int64_t(sizeof(T)) + lists * 4 + 64;
   }
   ProductScratch(void *scratch, int64_t rows, int64_t depth)

@@ -3,6 +3,7 @@
 #include "activations.h"
 #include "philox_lanes.h"
 #include "rbm.h"
+#include "rbm_product.h"
 #include "transpose.h"
 
 namespace EVIDENS_NAMESPACE {
@@ -45,7 +46,7 @@ template <class T> struct Units {
         uint64_t step)
       : layer(l),
         bias(padded),
-        scale(padded + (l.units + kPanel<T> - 1) / kPanel<T> * kPanel<T>),
+        scale(padded + panels_of(l.units, kPanel<T>) * kPanel<T>),
         state(state_ == nullptr ? nullptr : state_ + first * l.units),
         mean(mean_ == nullptr ? nullptr : mean_ + first * l.units),
         beta(p.beta == nullptr ? nullptr : static_cast<const T *>(p.beta) + first),

@@ -116,6 +116,7 @@ def rbm_gibbs(
     row0: int,
     step0: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States after ``steps`` steps, and their means."""
     n, (j, units) = state.shape[0], weight.shape
     kept = n if means else 0
     v, h = weight.new_empty((n, units)), weight.new_empty((n, j))
@@ -177,6 +178,7 @@ def rbm_free_energy(
     visible: str,
     hidden: str,
 ) -> Tensor:
+    """(N,) nats."""
     out = v.new_empty(v.shape[:1])
     v = _rows(v)
     if v.shape[0] == 0:
@@ -242,6 +244,7 @@ def rbm_statistics(
     sample_weight: Tensor | None,
     hidden: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums over rows of ``-dE / d parameter``, hidden units at their means."""
     n, (j, units) = v.shape[0], weight.shape
     precision, v = _precision(log_variance), _rows(v)
     visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()

@@ -82,9 +82,22 @@ def _fake_statistics(
     return tuple(v.new_empty(shape) for shape in shapes)
 
 
-def _gradient(needs: tuple[bool, ...], grads: Any, *args: Any) -> tuple[Tensor | None, ...]:
+def _gradient(
+    needs: tuple[bool, ...],
+    grads: Any,
+    v: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    log_variance: Tensor | None,
+    beta: Tensor | None,
+    visible: str,
+    hidden: str,
+) -> tuple[Tensor | None, ...]:
     # Products with nothing to fuse: torch's own matmul is the kernel.
-    found = reference.rbm_free_energy_backward(*args[:6], grads[0], *args[6:])
+    found = reference.rbm_free_energy_backward(
+        v, weight, visible_bias, hidden_bias, log_variance, beta, grads[0], visible, hidden
+    )
     return (*(g if need else None for g, need in zip(found, needs)), None, None)
 
 
@@ -347,5 +360,7 @@ def rbm_statistics(
         )
     sample_weight = given.vector(op, "sample_weight", sample_weight, rows, m)
     checks.no_gradient(op, *m[:5], h_mean, sample_weight, instead="rbm_free_energy")
-    *found, log_variance = _statistics(*m[:5], h_mean, sample_weight, hidden)
-    return RBMStatistics(*found, log_variance if m.log_variance is not None else None)
+    product, sum_v, sum_h, means, spread = _statistics(*m[:5], h_mean, sample_weight, hidden)
+    return RBMStatistics(
+        product, sum_v, sum_h, means, spread if m.log_variance is not None else None
+    )
