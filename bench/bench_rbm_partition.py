@@ -13,7 +13,7 @@ from . import torch_rbm_partition as plain
 from .flow_rows import COMPILED
 from .harness import OURS, Case, CheckFailed, Floor, Needs, Output, Provider, Setup
 
-TORCH, BERNOULLI, NUMPY = "torch", "torch.bernoulli", "numpy"
+TORCH, BERNOULLI, NUMPY = "torch", "torch.bernoulli", "numpy"  # the first draws by uniforms
 #: Visible units, hidden units, chains, rungs.
 ANNEALED = {"full": (784, 500, 100, 10_000), "quick": (784, 500, 100, 300), "smoke": (9, 5, 20, 60)}
 #: Visible units, hidden units, of which NumPy enumerates so many.
@@ -113,14 +113,15 @@ def cases(size: str = "full") -> list[Case]:
     rows = []
     shape = ANNEALED[size]
     units, hidden, chains, rungs = shape
-    for bias, what in ((-2.0, "one unit in seven on"), (0.0, "half of the units on")):
+    floors = Floor("ratio", 2, TORCH), Floor("ratio", 2, BERNOULLI)
+    for bias, what in ((-2.0, "few units on, as of images"), (0.0, "half of the units on")):
         rows.append(
             Case(
                 f"ais-{units}x{hidden}-{chains}-{rungs}-{'sparse' if bias else 'dense'}",
                 f"AIS {units} x {hidden}, {chains} chains x {rungs} rungs, {what}",
                 "float32",
                 functools.partial(_annealed, shape, bias, whole),
-                (Floor("ratio", 2, TORCH), Floor("ratio", 2, BERNOULLI)),
+                floors,
                 error="standard errors",
                 note="two products a rung; every provider has a generator of its own",
                 **pace,

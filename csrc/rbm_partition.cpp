@@ -62,17 +62,20 @@ template <class T> struct Chains {
   }
   static int64_t elements(const RbmParams &p, int64_t rows) {
     const int64_t visible = p.visible.units, hidden = p.hidden.units;
-    return rows * (visible + hidden + width<T>)+2 * whole<T>(visible) + 2 * visible +
-           Units<T>::scratch_elements(p.visible);
+    const int64_t of_chain = visible + hidden + width<T>;
+    return rows * of_chain + 2 * (whole<T>(visible) + visible) + Units<T>::scratch_elements(p.visible);
+  }
+  static int64_t product_bytes(const RbmParams &p, int64_t rows) {
+    return (ProductScratch<T>::bytes(rows, most(p)) + 63) / 64 * 64;
   }
   static int64_t bytes(const RbmParams &p, int64_t rows) {
-    return ProductScratch<T>::bytes(rows, most(p)) + elements(p, rows) * int64_t(sizeof(T));
+    return product_bytes(p, rows) + elements(p, rows) * int64_t(sizeof(T));
   }
 
   Chains(int64_t begin, int64_t end, const RbmParams &params, const RbmAnnealing &annealing, void *scratch)
       : p(params), a(annealing), first(begin), rows(end - begin), product(scratch, rows, most(p)), stream(p) {
     const int64_t visible = p.visible.units;
-    T *next = reinterpret_cast<T *>(static_cast<char *>(scratch) + ProductScratch<T>::bytes(rows, most(p)));
+    T *next = reinterpret_cast<T *>(static_cast<char *>(scratch) + product_bytes(p, rows));
     const auto take = [&next](int64_t count) { return (next += count) - count; };
     lanes = take(rows * width<T>), field = take(2 * whole<T>(visible));
     v = take(rows * visible), h = take(rows * p.hidden.units), slope = take(visible), middle = take(visible);

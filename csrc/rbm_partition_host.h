@@ -18,7 +18,7 @@ inline void rbm_ais(bool is_double, int64_t chains, int64_t visible, int64_t hid
                             hidden_bias, 0, 0, 0);
   p.row0 = row0, p.seed = seed;
   const RbmAnnealing a{at(base_bias), at<double>(beta), rungs, at<double>(log_weights)};
-  const Buffer down = rbm_packed(machine, is_double, p.visible), up = rbm_packed(machine, is_double, p.hidden);
+  const Buffer packed = rbm_packed(machine, is_double, p, true);
   rbm_pack(machine, p, false);
   rbm_pack(machine, p, true);
   rbm_blocks(
