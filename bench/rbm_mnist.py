@@ -3,7 +3,7 @@
 Not a race: one run of `evidens.BernoulliRBM`, and the test log-likelihood with its interval.
 EVIDENS_DATA names the folder with images/binarized_mnist.npz.
 
-Usage: python -m evidens.bench.rbm_mnist [--minutes 19] [--steps 1]
+Usage: python -m evidens.bench.rbm_mnist [--minutes 19] [--steps 5]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from evidens import BernoulliRBM
 
 SETTINGS = {
-    "learning_rate": 0.05,
+    "learning_rate": 0.1,
     "batch_size": 100,
     "n_chains": 100,
     "momentum": 0.5,
@@ -34,7 +34,7 @@ def main() -> None:
     """Train for the time that is given, and score the test rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=19.0, help="of training")
-    parser.add_argument("--steps", type=int, default=1, help="Gibbs steps for a batch")
+    parser.add_argument("--steps", type=int, default=5, help="Gibbs steps for a batch")
     arguments = parser.parse_args()
     folder = os.environ.get("EVIDENS_DATA")
     if not folder:
