@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -22,10 +22,16 @@ needs_cuda = pytest.mark.needs_cuda
 pytestmark = pytest.mark.filterwarnings("ignore:.*running the plain torch reference:RuntimeWarning")
 DTYPES = [torch.float32, torch.float64]
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
-FIRST = {call.op: call for call in reversed(CALLS.values())}.values()
+SUMS_OVER_ROWS = ("gmm_moments", "gmm_statistics", "hmm_forward_backward")
 
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-one_of_each_op = pytest.mark.parametrize("call", FIRST, ids=[call.name for call in FIRST])
+
+def over(calls: Iterable[Call]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("call", [pytest.param(c, id=c.name) for c in calls])
+
+
+FIRST = {call.op: call for call in reversed(CALLS.values())}
+each_call = over(CALLS.values())
+one_of_each_op = over(FIRST.values())
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -118,16 +124,14 @@ def test_the_same_bits_twice(call, dtype, device):
 
 
 @each_device
-@each_call
+@over(call for call in CALLS.values() if call.op not in SUMS_OVER_ROWS)
 def test_rows_do_not_know_each_other(call, device):
     """A row's draws and values are those of the row alone."""
     given = call.given(20).on(device, torch.float64)
-    if call.op in ("gmm_moments", "gmm_statistics", "hmm_forward_backward"):
-        return  # sums over rows
-    few = call.given(20).on(device, torch.float64)
-    tensors = [t[:3] if i in given.rows else t for i, t in enumerate(few.tensors)]
-    indices = [i[:3] if call.op.startswith("hmm") or i.ndim > 3 else i for i in few.indices]
-    part = few._replace(tensors=tensors, indices=indices)
+    tensors = [t[:3] if i in given.rows else t for i, t in enumerate(given.tensors)]
+    # Lengths and levels are by row, degrees and features are not.
+    indices = [i[:3] if call.op.startswith("hmm") or i.ndim > 3 else i for i in given.indices]
+    part = given._replace(tensors=tensors, indices=indices)
     if not given.rows:
         part = call.given(3).on(device, torch.float64)
     for a, b in zip(part(), given()):
@@ -135,11 +139,9 @@ def test_rows_do_not_know_each_other(call, device):
         close((a,), (of_rows,), torch.float64)
 
 
-@one_of_each_op
+@over(call for op, call in FIRST.items() if op)
 def test_the_table_knows_who_waits(call):
     """torch.compile leaves an op out of its CUDA graphs where some call cannot be recorded."""
-    if not call.op:
-        return  # made of others
     waits = any(other.waits for other in CALLS.values() if other.op == call.op)
     tags = getattr(torch.ops.evidens, call.op).default.tags
     assert (torch.Tag.cudagraph_unsafe in tags) == waits
@@ -198,10 +200,8 @@ def test_the_host_waits_only_where_the_table_says_so(call):
 
 
 @needs_cuda
-@each_call
+@over(call for call in CALLS.values() if not call.waits)
 def test_a_cuda_graph_is_replayed_with_new_inputs(call):
-    if call.waits:
-        return  # see the test above
     given = call.given(37).on("cuda", torch.float32)
     static = given._replace(tensors=[t.clone() for t in given.tensors])
     run = gradients if call.gradient else Given.__call__

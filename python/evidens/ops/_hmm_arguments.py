@@ -41,10 +41,16 @@ def _equal_lengths(batch: int, time: int, device: torch.device) -> _Where:
         index = torch.arange(batch, device=device)
         lengths = torch.full((batch,), time, dtype=torch.int64, device=device)
         found = index * time, lengths, index * max(time - 1, 0)
-    # What a CUDA graph records has no values yet, and its memory is used again.
-    recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if plain and batch <= _MOST_SEQUENCES and not recorded:
+    if plain and batch <= _MOST_SEQUENCES:
+        if device.type == "cuda":
+            # What a CUDA graph records has no values yet, and its memory is used again.
+            if torch.cuda.is_current_stream_capturing():
+                return found
+            torch.cuda.synchronize(device)  # other streams will read these
         if len(_regular) >= _MOST_REGULAR:
+            for _, _, used in _regular:
+                if used.type == "cuda":
+                    torch.cuda.synchronize(used)  # other streams may still read them
             _regular.clear()
         _regular[key] = found
     return found
