@@ -217,7 +217,7 @@ class Autoregressive(nn.Module):
             or (context is not None and context.requires_grad)
             or any(p.requires_grad for p in self.parameters())
         )
-        if wanted or forward_ad._current_level >= 0:  # type: ignore[attr-defined]
+        if wanted or forward_ad._current_level >= 0:
             return self._by_passes(y, context)
         x, logdet = self.net.draw(y, context, inverse=True, **self._kind())
         return x, logdet

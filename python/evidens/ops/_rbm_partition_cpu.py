@@ -26,7 +26,9 @@ def ais(
     row0: int,
 ) -> Tensor:
     out = betas.new_empty(chains)
-    tensors = [t.contiguous() for t in (weight, visible_bias, hidden_bias, base_bias, betas)]
+    weight, visible_bias, hidden_bias, base_bias, betas = (
+        t.contiguous() for t in (weight, visible_bias, hidden_bias, base_bias, betas)
+    )
     library.rbm_ais(
         weight.dtype is torch.float64,
         chains,
@@ -34,9 +36,12 @@ def ais(
         weight.shape[0],
         _KINDS.get(levels, _SOFTMAX),
         levels,
-        *map(address, tensors[:4]),
+        address(weight),
+        address(visible_bias),
+        address(hidden_bias),
+        address(base_bias),
         betas.shape[0] - 1,
-        address(tensors[4]),
+        address(betas),
         seed & 0xFFFFFFFFFFFFFFFF,
         row0,
         out.data_ptr(),
