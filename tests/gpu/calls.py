@@ -221,6 +221,35 @@ def _pixelcnn(n: int) -> Given:
     return Given(call, [net.noise, *tensors], [])
 
 
+# --- restricted Boltzmann machines ----------------------------------------------------------------
+
+
+def _machine() -> list[Tensor]:
+    return [0.4 * normal(6, 9, seed=1), normal(9, seed=2), normal(6, seed=3)]
+
+
+def _rbm(name: str, options: dict[str, Any], n: int) -> Given:
+    def call(*tensors: Tensor) -> Any:
+        return tuple(_tensors(tuple(_fields(getattr(ops, name)(*tensors, **options)))))
+
+    return Given(call, [(normal(n, 9) > 0).double(), *_machine()], [])
+
+
+def _fields(found: Any) -> Any:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _ais(n: int) -> Given:
+    def call(*machine: Tensor) -> Any:
+        return ops.rbm_ais(*machine, chains=max(n, 2), rungs=5, seed=3).log_weights
+
+    return Given(call, _machine(), [], ())
+
+
+def _exact(n: int) -> Given:
+    return Given(ops.rbm_exact_log_partition, _machine(), [], ())
+
+
 # --- draws from a seed ----------------------------------------------------------------------------
 
 
@@ -289,8 +318,14 @@ def _calls() -> list[Call]:
     for kind in KINDS:
         words = {"gradient": False, "waits": "the schedule is made of the degrees on the host"}
         add(f"made_sample-{kind}", "made_sample", _made, kind, **words)
-    words = {"gradient": False, "kernel": False, "waits": "plain torch, which copies its program"}
+    words = {"gradient": False, "waits": "its program is copied to the device"}
     add("pixelcnn_sample", "pixelcnn_sample", _pixelcnn, **words)
+    add("rbm_gibbs", "rbm_gibbs", _rbm, "rbm_gibbs", {"seed": 7, "steps": 2}, gradient=False)
+    add("rbm_free_energy", "rbm_free_energy", _rbm, "rbm_free_energy", {})
+    add("rbm_statistics", "rbm_statistics", _rbm, "rbm_statistics", {}, gradient=False)
+    add("rbm_ais", "rbm_ais", _ais, gradient=False)
+    name = "rbm_exact_log_partition"
+    add(name, name, _exact, gradient=False, kernel=False)
     more = {"gradient": False, "halves": False}
     add("philox_uniform", "philox_uniform", _philox, **more)
     add("made_noise", "", _noise, "made_noise", "mixture", (4,), **more)
