@@ -9,7 +9,7 @@ import pytest
 import torch
 from models.flow_cases import QUICK, moons, shaken
 
-from evidens import MaskedAutoregressiveFlow
+from evidens import MaskedAutoregressiveFlow, ops
 from evidens.nn import AffineAutoregressive, MaskedMLP, SplineAutoregressive
 
 F64 = torch.float64
@@ -144,3 +144,33 @@ def test_orders_alternate():
     degrees = [layer.net.degrees[0].tolist() for layer in flow.layers]
     for a, b in itertools.pairwise(degrees):
         assert a == b[::-1]
+
+
+@pytest.mark.parametrize("transformer", TRANSFORMERS)
+def test_tangents_of_weights_pass_the_sequential_direction(transformer):
+    torch.manual_seed(0)
+    model = MaskedAutoregressiveFlow(
+        2, layers=1, inverse=True, hidden=(8,), transformer=transformer
+    ).double()
+    x = torch.randn(3, 2, dtype=F64)
+    weights = {name: p.detach() + 0.1 for name, p in model.named_parameters()}
+    tangents = {name: torch.ones_like(p) for name, p in weights.items()}
+
+    def total(w):
+        return torch.func.functional_call(model, w, (x,)).sum()
+
+    _, slope = torch.func.jvp(total, (weights,), (tangents,))
+    gradient = torch.func.grad(total)(weights)
+    assert slope.item() == pytest.approx(sum(g.sum().item() for g in gradient.values()))
+    assert slope != 0
+
+
+def test_tangents_in_lists_are_refused():
+    noise, weight = torch.zeros(1, 2), torch.zeros(4, 2)
+    degrees = [torch.tensor([1, 2])]  # no hidden layer
+
+    def draw(w):
+        return ops.made_sample(noise, [w], [None], degrees, kind="affine")[0]
+
+    with pytest.raises(RuntimeError, match="carries a tangent"):
+        torch.func.jvp(draw, (weight,), (torch.ones_like(weight),))
