@@ -124,6 +124,5 @@ def cases(size: str, device: str) -> list[Case]:
     n, side, *_ = PIXELS[size]
     build = functools.partial(_pixels, PIXELS[size], device)
     work = f"PixelCNN sampling, {side} x {side}, batch {n}"
-    note = {"note": "there is no GPU kernel yet: evidens runs its reference"}
-    rows.append(case("autoregress", work, size, build, Floor("ratio", 100, TORCH), **more, **note))
+    rows.append(case("autoregress", work, size, build, Floor("ratio", 100, TORCH), **more))
     return rows
