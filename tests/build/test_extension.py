@@ -43,8 +43,8 @@ def test_typed_package_ships_stubs():
     package = files("evidens")
     assert (package / "py.typed").is_file()
     stub = (package / "_C.pyi").read_text()
-    functions = set(re.findall(r"^def (\w+)", stub, re.MULTILINE))
-    assert functions == {n for n in dir(_C) if callable(getattr(_C, n)) and not n.startswith("_")}
+    names = set(re.findall(r"^(?:def|class) (\w+)", stub, re.MULTILINE))
+    assert names == {n for n in dir(_C) if callable(getattr(_C, n)) and not n.startswith("_")}
 
 
 def test_run_time_dependencies():

@@ -149,5 +149,5 @@ def test_contexts_that_are_refused():
         model.log_prob(X, c * np.nan)
     with pytest.raises(ValueError, match="context must be None, since the model has context=0"):
         fitted(RealNVP).log_prob(X, c)
-    with pytest.raises(ValueError, match="n must not be negative, got -1"):
+    with pytest.raises(ValueError, match="n must be an integer that is not negative, got -1"):
         fitted(RealNVP).sample(-1)

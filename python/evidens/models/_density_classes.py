@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ class ClassConditional(DensityState):
         Raises:
             ValueError: as `predict_proba`.
         """
-        with torch.no_grad(), evaluating(self):
+        # A compiled call keeps the mode that it was compiled in.
+        mode = contextlib.nullcontext() if torch.compiler.is_compiling() else evaluating(self)
+        with torch.no_grad(), mode:
             best = self.predict_proba(X, context).argmax(1)
         assert self.classes_ is not None
         if not isinstance(best, Tensor):
