@@ -47,7 +47,10 @@ def images(n: int) -> tuple[Tensor, str]:
 
 
 class Persistent:
-    """Persistent contrastive divergence by the ops: one chain for each row of a batch."""
+    """Persistent contrastive divergence by the ops: one chain for each row of a batch.
+
+    scikit-learn's rule to the letter: a short last batch stands against all chains.
+    """
 
     def __init__(self, units: int, hidden_units: int, batch: int, rate: float, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -67,9 +70,9 @@ class Persistent:
                 self.chains, *tensors, start="hidden", means=True, seed=self.seed, step0=self.step
             )
             model = ops.rbm_statistics(v, *tensors, h_mean=mean)
-            rate, kept = self.rate / len(rows), len(rows) / len(v)
+            rate = self.rate / len(rows)
             for parameter, up, down in zip(tensors, data, model):
-                parameter.add_(up, alpha=rate).add_(down, alpha=-rate * kept)
+                parameter.add_(up, alpha=rate).add_(down, alpha=-rate)
             self.step += 1
 
 
