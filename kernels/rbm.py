@@ -22,10 +22,6 @@ _WARPS = 4
 _KINDS = {"bernoulli": 0, "spin": 1, "gaussian": 2, "softmax": 3}
 
 
-def _rows(t: Tensor) -> Tensor:
-    return t if t.shape[1] < 2 or t.stride(1) == 1 else t.contiguous()
-
-
 def _half(
     kind: str,
     state: Tensor,
@@ -127,7 +123,7 @@ def rbm_gibbs(
     beta = None if beta is None else beta.contiguous()
     if clamped is not None and values is not None:
         clamped, values = clamped.contiguous().view(torch.int8), values.contiguous()
-    given_v = given_h = _rows(state)
+    given_v = given_h = state.contiguous()
     for t in range(step0, step0 + steps):
         last = means and t + 1 == step0 + steps
         for layer in "vh" if start == "hidden" else "hv":
@@ -180,7 +176,7 @@ def rbm_free_energy(
 ) -> Tensor:
     """(N,) nats."""
     out = v.new_empty(v.shape[:1])
-    v = _rows(v)
+    v = v.contiguous()
     if v.shape[0] == 0:
         return out
     block_n, block_u, block_k = _BLOCKS[weight.element_size()]
@@ -246,7 +242,7 @@ def rbm_statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over rows of ``-dE / d parameter``, hidden units at their means."""
     n, (j, units) = v.shape[0], weight.shape
-    precision, v = _precision(log_variance), _rows(v)
+    precision, v = _precision(log_variance), v.contiguous()
     visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()
     sample_weight = None if sample_weight is None else sample_weight.contiguous()
     means = weight.new_empty((n, j))

@@ -13,7 +13,7 @@ import torch
 
 from evidens import _C as library
 
-__all__ = ["address", "empty", "library", "pool"]
+__all__ = ["address", "contiguous_rows", "empty", "library", "pool"]
 
 _LARGE = 1 << 22  # bytes from which a result asks for huge pages
 
@@ -25,6 +25,11 @@ def _symbol(handle: ctypes.CDLL, symbol: str) -> int:
 def address(t: torch.Tensor | None) -> int:
     """Where the numbers of a tensor lie; 0 for none."""
     return 0 if t is None else t.data_ptr()
+
+
+def contiguous_rows(t: torch.Tensor) -> torch.Tensor:
+    """A matrix whose rows are contiguous: itself where they are."""
+    return t if t.shape[1] < 2 or t.stride(1) == 1 else t.contiguous()
 
 
 def empty(

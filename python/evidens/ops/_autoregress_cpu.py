@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evidens._native import address, library
+from evidens._native import address, contiguous_rows, library
 from evidens.reference.spline import LINEAR
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """With contiguous rows: a view where it is one."""
-    return weight if weight.shape[1] < 2 or weight.stride(1) == 1 else weight.contiguous()
 
 
 def _sampler(
@@ -46,7 +41,7 @@ def _sampler(
     n, d, draws = noise.shape
     parameters = weights[-1].shape[0] // d if d else 0
     # Contiguous copies must outlive the sampler.
-    matrices = [_matrix(w) for w in weights]
+    matrices = [contiguous_rows(w) for w in weights]
     vectors = [b if b is None else b.contiguous() for b in biases]
     orders = [o.contiguous() for o in degrees]
     context, known, values = (t if t is None else t.contiguous() for t in (context, known, values))

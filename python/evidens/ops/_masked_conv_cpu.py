@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evidens._native import address, empty, library
+from evidens._native import address, contiguous_rows, empty, library
 
 __all__ = ["masked_conv2d", "masked_conv2d_backward", "masked_linear", "masked_linear_backward"]
 
@@ -119,13 +119,9 @@ def masked_conv2d_backward(
 # --- linear --------------------------------------------------------------------------------------
 
 
-def _rows(t: Tensor) -> Tensor:
-    return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous()
-
-
 def _ordered(t: Tensor, order: Tensor | None, name: str) -> Tensor:
     if order is None:
-        return _rows(t)
+        return contiguous_rows(t)
     try:
         return t.index_select(1, order)
     except (IndexError, RuntimeError):

@@ -5,15 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evidens._native import address, empty, library
+from evidens._native import address, contiguous_rows, empty, library
 from evidens.reference.rbm import HIDDEN, VISIBLE
 
 __all__ = ["free_energy", "gibbs", "statistics"]
-
-
-def _rows(t: Tensor) -> Tensor:
-    """``t`` with contiguous rows; copied only where they are not."""
-    return t if t.shape[1] < 2 or t.stride(1) == 1 else t.contiguous()
 
 
 def _machine(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -47,11 +42,11 @@ def gibbs(
     kept = n if means else 0
     out = [empty(weight, shape) for shape in ((n, v), (n, j), (kept, v), (kept, j))]
     # Contiguous copies must outlive the call.
-    state = _rows(state)
+    state = contiguous_rows(state)
     weight, visible_bias, hidden_bias, beta = _machine(weight, visible_bias, hidden_bias, beta)  # type: ignore[assignment]
     precision = _precision(log_variance)
     scale = None if log_variance is None else torch.exp(0.5 * log_variance)
-    clamped, values = (t if t is None else _rows(t) for t in (clamped, values))
+    clamped, values = (t if t is None else contiguous_rows(t) for t in (clamped, values))
     library.rbm_gibbs(
         weight.dtype is torch.float64,
         n,
@@ -96,7 +91,7 @@ def free_energy(
     hidden: str,
 ) -> Tensor:
     out = v.new_empty(v.shape[:1])
-    v = _rows(v)
+    v = contiguous_rows(v)
     weight, visible_bias, hidden_bias, beta = _machine(weight, visible_bias, hidden_bias, beta)  # type: ignore[assignment]
     precision = _precision(log_variance)
     library.rbm_free_energy(
@@ -136,7 +131,7 @@ def statistics(
         if h_mean is None
         else h_mean.clone(memory_format=torch.contiguous_format)
     )
-    v = _rows(v)
+    v = contiguous_rows(v)
     weight, visible_bias, hidden_bias, sample_weight = _machine(  # type: ignore[assignment]
         weight, visible_bias, hidden_bias, sample_weight
     )
