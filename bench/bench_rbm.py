@@ -106,19 +106,9 @@ def _gibbs(size: str, hidden_units: int) -> Setup:
         functions[COMPILED] = functools.partial(loop, compiled(plain.step))
         functions[f"{COMPILED}, rand < p"] = functools.partial(loop, compiled(plain.step_rand))
 
-    def check(outputs: dict[str, Output]) -> dict[str, float]:
-        """Pixels that are on in a chain, mean over chains, in standard deviations."""
-        counts = {name: out["v"].sum(1).double() for name, out in outputs.items()}
-        ours = counts[OURS]
-        sd = float(ours.std()) * (2 / len(ours)) ** 0.5
-        errors = {name: abs(float(c.mean() - ours.mean())) / sd for name, c in counts.items()}
-        if not max(errors.values()) < 6:
-            raise CheckFailed(f"chains are elsewhere: {errors}")
-        return errors
-
     providers = [Provider(name, call, warmup=call) for name, call in functions.items()]
     flops = 4.0 * chains * steps * begun.shape[1] * hidden_units
-    return Setup(providers, check=check, needs=Needs(flops))
+    return Setup(providers, check=plain.check_chains, needs=Needs(flops))
 
 
 def cases(size: str = "full") -> list[Case]:

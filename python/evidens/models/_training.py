@@ -97,28 +97,25 @@ class NotFinite(Exception):
 
 
 class Bar:
-    """A bar where somebody may be watching; with ``verbose`` of 2 a line for every epoch."""
+    """A bar of epochs where ``verbose`` is set and somebody may be watching."""
 
     def __init__(self, verbose: int, epochs: int, what: str) -> None:
-        self.verbose = int(verbose)
         self.bar: Any = None
-        if self.verbose and sys.stderr.isatty():
+        if verbose and sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(total=epochs, desc=what, unit="epoch", leave=False)
 
-    def epoch(self, record: Record) -> None:
-        text = f"train {record.train[-1]:.4f}"
-        if record.validation:
-            text += f", validation {record.validation[-1]:.4f}"
-        if self.verbose > 1:
-            line = f"epoch {record.epochs}: {text}"
+    def epoch(self, text: str, line: str | None) -> None:
+        """One more epoch: a text beside the bar, a line above it."""
+        if line is not None:
             print(line) if self.bar is None else self.bar.write(line, file=sys.stdout)
         if self.bar is not None:
             self.bar.set_postfix_str(text)
             self.bar.update()
 
     def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
 
@@ -189,7 +186,7 @@ def train(
         plan: how.
         generator: of the order of the rows, on the CPU.
         validate: mean log-density of held-out rows; None keeps the last weights.
-        verbose: as in `Bar`.
+        verbose: as in `Bar`; 2 prints a line for every epoch besides.
         device: where ``loss`` wants its indices.
 
     Returns:
@@ -223,7 +220,10 @@ def train(
             if validate is not None:
                 current = validate()
                 record.validation.append(current)
-            bar.epoch(record)
+            told = f"train {record.train[-1]:.4f}"
+            if record.validation:
+                told += f", validation {record.validation[-1]:.4f}"
+            bar.epoch(told, f"epoch {epoch}: {told}" if verbose > 1 else None)
             if current > record.best:
                 record.best, record.best_epoch, stale = current, epoch, 0
                 if validate is not None:

@@ -64,22 +64,23 @@ class _Chain:
         self.u = torch.where(missing, 0, flow.standard(middle)[0]).to(flow.dtype)
         self._start()
 
-    def _uniform(self, step: int, columns: int, rows: int | None = None) -> Tensor:
-        many = 1 if rows is None else rows // max(1, len(self.u))
+    def _uniform(self, step: int, columns: int, each: int = 1) -> Tensor:
+        """Uniform numbers (N each, columns): a row's do not depend on its piece."""
+        rows, row0 = each * len(self.u), each * self.row0
         return ops.philox_uniform(
             self.seed,
             step,
-            len(self.u) if rows is None else rows,
+            rows,
             columns,
             torch.float64,
-            row_offset=self.row0 * many,
+            row_offset=row0,
             device=self.u.device,
         )
 
     def _start(self) -> None:
         """From draws of the model, by what the rows are worth with their missing part."""
         n, shape = len(self.u), self.u.shape[1:]
-        z = self.flow._base_draw(self._uniform(START, self.flow.features, n * STARTS), 1.0)
+        z = self.flow._base_draw(self._uniform(START, self.flow.features, STARTS), 1.0)
         told = None if self.told is None else self.told.repeat_interleave(STARTS, 0)
         drawn, _ = self.flow.layers.inverse(z.to(self.u.dtype).view(-1, *shape), told)  # type: ignore[operator]
         free = self.free.repeat_interleave(STARTS, 0)
@@ -119,14 +120,15 @@ class _Chain:
             normal = torch.special.ndtri(noise[:, 1:].clamp(min=2.0**-54)).view(u.shape)
             e = size.view(across)
             there = u + (0.5 * e * e * slope + e * normal * self.free).to(u.dtype)
-            new_value, new_slope = self._slope(there if angle is None else _around(there, angle))
+            inside = there if angle is None else torch.where(angle, wrapped(there), there)
+            new_value, new_slope = self._slope(inside)
             back = (u - there - 0.5 * e * e * new_slope) / e * self.free
             ratio = new_value - value + 0.5 * (normal * self.free).square().flatten(1).sum(1)
             ratio = ratio - 0.5 * back.double().square().flatten(1).sum(1)
             ratio = torch.nan_to_num(ratio, -math.inf)
             taken = noise[:, 0] < ratio.exp()
             keep = taken.view(across)
-            u = torch.where(keep, there if angle is None else _around(there, angle), u)
+            u = torch.where(keep, inside, u)
             value, slope = torch.where(taken, new_value, value), torch.where(keep, new_slope, slope)
             if t < steps // 2:  # the size of a step settles while nothing is counted
                 size = size * ((ratio.exp().clamp(max=1) - ACCEPT) * 3 / (t + 4) ** 0.6).exp()
@@ -143,8 +145,3 @@ class _Chain:
     def _given_back(self, u: Tensor) -> Tensor:
         x = self.flow.standard.inverse(u.double())
         return x if self.flow.levels is None else x.floor().clamp(0, self.flow.levels - 1)
-
-
-def _around(u: Tensor, angle: Tensor) -> Tensor:
-    """Angles on [-pi, pi)."""
-    return torch.where(angle, wrapped(u), u)

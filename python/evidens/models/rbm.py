@@ -138,20 +138,6 @@ class BernoulliRBM(RBM):
             hidden=hidden,
         )
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    def transform(self, X: Any) -> Any:
-        """Means of the hidden units given the visible ones, (N, J).
-
-        Args:
-            X: array-like, sparse matrix or tensor (N, V) of states or means.
-        """
-        return self._transform(X)
-
     def gibbs(self, v: Any, steps: int = 1) -> Any:
         """Gibbs steps from rows; the next call draws other numbers.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from numbers import Integral, Real
@@ -17,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from evidens.models._persistence import Persistent
+from evidens.models._training import Bar
 from evidens.models.rbm_chains import Ladder, Stream
 from evidens.models.rbm_learning import Diverged, Learner
 from evidens.models.rbm_parameters import RBMParameters
@@ -96,6 +96,25 @@ class RBM(
         self.monitor = monitor
         self.hidden = hidden
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # Here and not with the other queries: set_output sees what this class itself defines.
+    def transform(self, X: Any) -> Any:
+        """Means of the hidden units given the visible ones (of levels: those that are there).
+
+        Args:
+            X: array-like, sparse matrix or tensor (N, D) of states or means.
+
+        Returns:
+            (N, J), of a tensor differentiable in it.
+        """
+        self._check_fitted()
+        return self._per_row(X, lambda p, v: p.hidden_mean_of_rows(v), states=False)
+
     # --- learning --------------------------------------------------------------------------------
 
     def fit(
@@ -145,7 +164,8 @@ class RBM(
         self.n_iter_ = 0
         per_epoch = -(-len(rows) // self.batch_size)
         unit = 1.0 if weight is None else float(weight.double().mean())
-        progress = Progress(type(self).__name__, self.verbose, self.n_iter)
+        bar = Bar(self.verbose, self.n_iter, type(self).__name__)
+        begin = time.perf_counter()
         stopped: BaseException | None = None
         try:
             for epoch in range(self.n_iter):
@@ -168,11 +188,15 @@ class RBM(
                     self._set(learner)
                 if watched:
                     self._watch(rows, weight, validation)
-                progress.epoch(self, rows)
+                if self.verbose:
+                    told, now = self._told(rows), time.perf_counter()
+                    line = f"Iteration {self.n_iter_}, {told}, time = {now - begin:.2f}s"
+                    bar.epoch(told, f"[{type(self).__name__}] {line}")
+                    begin = now
         except (KeyboardInterrupt, Diverged) as error:
             stopped = error
         finally:
-            progress.close()
+            bar.close()
         self._set(learner)
         self._warn(stopped, self.n_iter_ + 1)
         return self
@@ -391,35 +415,3 @@ class RBM(
                 RuntimeWarning,
                 stacklevel=3,
             )
-
-
-class Progress:
-    """A line for every epoch where ``verbose`` is set; a bar besides where somebody may watch."""
-
-    def __init__(self, name: str, verbose: int, epochs: int) -> None:
-        self.name, self.verbose = name, int(verbose)
-        self.bar: Any = None
-        self.begin = time.perf_counter()
-        if self.verbose and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=epochs, desc=name, unit="epoch", leave=False)
-
-    def epoch(self, model: Any, rows: RBMRows) -> None:
-        """Print where learning is, in scikit-learn's words."""
-        if not self.verbose:
-            return
-        told = model._told(rows)
-        now = time.perf_counter()
-        line = f"[{self.name}] Iteration {model.n_iter_}, {told}, time = {now - self.begin:.2f}s"
-        self.begin = now
-        if self.bar is None:
-            print(line)
-        else:
-            self.bar.write(line, file=sys.stdout)
-            self.bar.update()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()

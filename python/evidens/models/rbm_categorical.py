@@ -114,21 +114,11 @@ class CategoricalRBM(RBM):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
         tags.input_tags.allow_nan = True
         tags.input_tags.categorical = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     # --- queries ---------------------------------------------------------------------------------
-
-    def transform(self, X: Any) -> Any:
-        """Means of the hidden units given the entries that are there, (N, J)."""
-        return self._transform(X)
-
-    def score_samples(self, X: Any) -> Any:
-        """`log_prob`: of rows without missing entries."""
-        return self.log_prob(X)
 
     def predict_proba(self, X: Any, *, method: str = "exact") -> Any:
         """``p(level of an entry | the other entries of its row)``, (N, D, L).

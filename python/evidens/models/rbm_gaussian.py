@@ -97,24 +97,6 @@ class GaussianRBM(RBM):
             hidden=hidden,
         )
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    def transform(self, X: Any) -> Any:
-        """Means of the hidden units given the rows, (N, J).
-
-        Args:
-            X: array-like, sparse matrix or tensor (N, D).
-        """
-        return self._transform(X)
-
-    def score_samples(self, X: Any) -> Any:
-        """`log_prob`."""
-        return self.log_prob(X)
-
     def log_prob(self, x: Any) -> Any:
         """``log p(x)`` per row (N,), nats; see `evidens.BernoulliRBM.log_prob`."""
         log_p = super().log_prob(x)

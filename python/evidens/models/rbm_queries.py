@@ -53,6 +53,10 @@ class RBMQueries(RBMState):
         constant = self.log_partition_
         return self._per_row(x, lambda p, v: p.log_weight(v) - constant, states=True)
 
+    def score_samples(self, X: Any) -> Any:
+        """`log_prob`, under scikit-learn's name."""
+        return self.log_prob(X)
+
     def free_energy(self, x: Any) -> Any:
         """``-log sum_h exp(-E(x, h))`` per row, nats: minus `log_prob` but for log Z.
 
@@ -132,12 +136,7 @@ class RBMQueries(RBMState):
         """``"exact"`` where `log_partition_` is, else ``"estimate"``."""
         return "exact" if self._partition().exact else "estimate"
 
-    # --- features and classes --------------------------------------------------------------------
-
-    # `transform` stands in the subclasses: set_output sees only what they define themselves.
-    def _transform(self, X: Any) -> Any:
-        self._check_fitted()
-        return self._per_row(X, lambda p, v: p.hidden_mean_of_rows(v), states=False)
+    # --- classes --------------------------------------------------------------------
 
     @available_if(_has_classes)
     def predict_proba(self, X: Any) -> Any:
