@@ -86,8 +86,10 @@ template <class T> struct HmmLayout {
     const int64_t in_states = B * ((K + 20) * ((K + w - 1) / w) + 60);
     plan.by_lanes = p.last != nullptr || (!varying(p) && !p.per_step && in_lanes < in_states);
     const int64_t all = (B + w - 1) / w;
-    // Sums must not depend on the threads; about four groups or more leave none of a few idle.
-    int64_t vectors = sums(p) ? (all + 3) / 4 : all / (threads < 1 ? 1 : threads);
+    // Sums must not depend on the threads: of a few sequences about four groups, which leave none idle.
+    // Of many, groups that just fill the pipes: their messages stay in the first-level cache.
+    const int64_t fused = all < 8 ? (all + 3) / 4 : EVIDENS_REGISTERS == 32 ? 1 : 2;
+    int64_t vectors = sums(p) ? fused : all / (threads < 1 ? 1 : threads);
     vectors = vectors < 1 ? 1 : vectors > kVectors ? kVectors : vectors;
     if (p.task == kHmmBestPath) vectors = 1;  // nothing is fused, so an operand may as well come from memory
     plan.vectors = plan.by_lanes ? int32_t(vectors) : 1;

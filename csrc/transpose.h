@@ -89,9 +89,14 @@ EVIDENS_INLINE void scatter_rows(int64_t columns, const T *in, int64_t stride, i
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) v[i] = load(in + (from + i) * stride);
     transpose<T>(v);
+    if (count == W) {
 #pragma GCC unroll 16
-    for (int l = 0; l < W; ++l)
-      if (l < count) store(rows[l] + from, v[l]);
+      for (int l = 0; l < W; ++l) store(rows[l] + from, v[l]);
+    } else {
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l)
+        if (l < count) store(rows[l] + from, v[l]);
+    }
   }
 }
 

@@ -11,6 +11,7 @@ from importlib.metadata import requires
 from importlib.resources import files
 
 import pytest
+import torch
 
 import evidens
 from evidens import _C
@@ -56,3 +57,25 @@ def test_run_time_dependencies():
 
 def test_installed_not_the_source_tree():
     assert "site-packages" in evidens.__file__ or "dist-packages" in evidens.__file__
+
+
+def test_a_workspace_gives_the_same_memory_again():
+    from evidens import _native
+
+    like, size = torch.zeros(1), (1 << 20, 2)  # 8 MB
+    workspace = _native.Workspace()
+    with workspace:
+        first, second = _native.empty(like, size), _native.empty(like, size, torch.float64)
+        small = _native.empty(like, (3,))
+    with workspace:
+        again = _native.empty(like, (1 << 20, 1))
+        wider = _native.empty(like, (1 << 21, 2), torch.float64)  # does not fit
+        assert _native.empty(like, (3,)).data_ptr() != small.data_ptr()
+    assert again.data_ptr() == first.data_ptr() != second.data_ptr()
+    assert (again.shape, again.dtype) == ((1 << 20, 1), torch.float32)
+    assert (wider.shape, wider.dtype) == ((1 << 21, 2), torch.float64)
+    outside = _native.empty(like, size)
+    assert outside.data_ptr() not in (again.data_ptr(), wider.data_ptr())
+    with pytest.raises(RuntimeError), workspace:
+        raise RuntimeError
+    assert getattr(_native._here, "workspace", None) is None

@@ -205,14 +205,16 @@ def chunkings(X):
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunks_are_the_whole(family, small, monkeypatch):
+    from evidens import _native
     from evidens.models import _sequences
 
     X = frames(family)
     labels = np.where(np.arange(N) < 12, np.arange(N) % 3, -1)
     keys = {"sample_weight": [1, 2, 3, 0.5], "labels": labels}
     whole = model(family).fit(X, LENGTHS, **keys)
-    if small:  # several blocks in each pass
+    if small:  # several blocks in each pass, one after the other in the same memory
         monkeypatch.setattr(_sequences, "BLOCK", 90)
+        monkeypatch.setattr(_native, "_LARGE", 64)
         assert_same(model(family).fit(X, LENGTHS, **keys), whole, family)
     for chunks, lengths in chunkings(X).values():
         assert_same(model(family).fit(chunks, lengths, **keys), whole, family)
