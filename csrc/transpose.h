@@ -5,44 +5,59 @@
 namespace EVIDENS_NAMESPACE {
 namespace {
 
+// How many of the rows, whole blocks of W, may be read or written W columns at a time: all that far
+// from the end where a row has so many, else those that reach over into rows of their own.
+template <class T> static int64_t whole_blocks(int64_t rows, int64_t columns, int64_t row) {
+  constexpr int W = width<T>;
+  if (columns >= W) return rows / W * W;
+  const int64_t over = (W - columns + row - 1) / row;
+  return columns > 1 && rows > over ? (rows - over) / W * W : 0;
+}
+
 // out[c][n] = in[n][c] for n < rows, zero up to block; W x W at a time where columns are adjacent.
 template <class T>
 static void transpose_in(const T *in, int64_t row, int64_t column, int64_t rows, int64_t columns, int64_t block,
                          T *out) {
   constexpr int W = width<T>;
-  const int64_t whole_rows = column == 1 ? rows / W * W : 0, whole = columns / W * W;
-  for (int64_t n = 0; n < whole_rows; n += W) {
-    for (int64_t c = 0; c < whole; c += W) {
+  const int64_t whole = column == 1 && row > 0 ? whole_blocks<T>(rows, columns, row) : 0;
+  const int height = columns < W ? int(columns) : W;
+  for (int64_t n = 0; n < whole; n += W) {
+    for (int64_t c = 0; c < columns; c += W) {
+      const int64_t from = c + W <= columns || c == 0 ? c : columns - W;  // the last block overlaps the one before
       Vec<T> v[W];
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) v[i] = load(in + (n + i) * row + c);
+      for (int i = 0; i < W; ++i) v[i] = load(in + (n + i) * row + from);
       transpose<T>(v);
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(out + (c + i) * block + n, v[i]);
+      for (int i = 0; i < W; ++i)
+        if (i < height) store(out + (from + i) * block + n, v[i]);
     }
   }
   for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t n = c < whole ? whole_rows : 0; n < rows; ++n) out[c * block + n] = in[n * row + c * column];
+    for (int64_t n = whole; n < rows; ++n) out[c * block + n] = in[n * row + c * column];
     for (int64_t n = rows; n < block; ++n) out[c * block + n] = T(0);
   }
 }
+// Narrow rows are written W columns at a time from the first to the last: each covers what the one
+// before wrote beyond its end.
 template <class T>
 static void transpose_out(const T *in, int64_t block, int64_t rows, int64_t columns, T *out) {
   constexpr int W = width<T>;
-  const int64_t whole_rows = rows / W * W, whole = columns / W * W;
-  for (int64_t n = 0; n < whole_rows; n += W) {
-    for (int64_t c = 0; c < whole; c += W) {
+  const int64_t whole = whole_blocks<T>(rows, columns, columns);
+  const int height = columns < W ? int(columns) : W;
+  for (int64_t n = 0; n < whole; n += W) {
+    for (int64_t c = 0; c < columns; c += W) {
+      const int64_t from = c + W <= columns || c == 0 ? c : columns - W;
       Vec<T> v[W];
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) v[i] = load(in + (c + i) * block + n);
+      for (int i = 0; i < W; ++i) v[i] = i < height ? load(in + (from + i) * block + n) : Vec<T>{};
       transpose<T>(v);
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(out + (n + i) * columns + c, v[i]);
+      for (int i = 0; i < W; ++i) store(out + (n + i) * columns + from, v[i]);
     }
   }
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t n = c < whole ? whole_rows : 0; n < rows; ++n) out[n * columns + c] = in[c * block + n];
-  }
+  for (int64_t c = 0; c < columns; ++c)
+    for (int64_t n = whole; n < rows; ++n) out[n * columns + c] = in[c * block + n];
 }
 
 // Rows that lie anywhere to lanes: out[c][lane] = row(lane)[c] for one vector of lanes.  What lies
