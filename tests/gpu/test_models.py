@@ -99,6 +99,40 @@ def test_hidden_markov_models(family, device):
     assert len(draws) == len(states) == 6
 
 
+# --- Boltzmann machines ---------------------------------------------------------------------------
+
+
+def levels() -> Tensor:
+    return torch.randint(3, (96, 4), generator=torch.Generator().manual_seed(0)).float()
+
+
+MACHINES = {
+    "BernoulliRBM": (evidens.BernoulliRBM, lambda: bits()),
+    "GaussianRBM": (evidens.GaussianRBM, lambda: rows().float()),
+    "CategoricalRBM": (evidens.CategoricalRBM, levels),
+}
+
+
+@each_device
+@pytest.mark.parametrize("method", ["cd", "pcd", "pt"])
+@pytest.mark.parametrize("name", MACHINES)
+def test_boltzmann_machines(name, method, device):
+    # Draws are those of the CPU but where a probability ties with its uniform within rounding.
+    cls, data = MACHINES[name]
+    x = data()
+    options = {"n_iter": 2, "batch_size": 32, "method": method, "random_state": 0}
+    here, there = (cls(5, **options).fit(to) for to in (x.to(device), x))
+    assert here.components_.device.type == device
+    new, gaps = x[:7], x[:7].clone()
+    gaps[::2, 1] = torch.nan
+    for query in ("log_prob", "free_energy", "transform"):
+        agree(getattr(here, query)(new.to(device)), getattr(there, query)(new), device, 1e-4)
+    filled = here.impute(gaps.to(device), method="mean_field")
+    agree(filled, there.impute(gaps, method="mean_field"), device, 1e-3)
+    drawn = here.sample(4, steps=5, random_state=0)
+    agree(drawn, there.sample(4, steps=5, random_state=0), device, 1e-3)
+
+
 # --- neural densities -----------------------------------------------------------------------------
 
 
