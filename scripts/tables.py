@@ -3,8 +3,9 @@
     python scripts/tables.py [--check] [FILE ...]
 
 Between `<!-- bench:gmm -->` and `<!-- /bench:gmm -->` stands the table of the stem's cases that
-have a floor; `<!-- bench:gmm:all -->` takes every case, `<!-- bench:machines -->` the machines
-that were measured.  With --check nothing is written and a stale table is an error.
+have a floor; `<!-- bench:gmm:all -->` takes every case, `<!-- bench:first -->` the first two with a
+floor of every family, where they were measured last, `<!-- bench:machines -->` the machines that
+were measured.  With --check nothing is written and a stale table is an error.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ OTHERS = {
     "hmm": ("hmmlearn", "dynamax", "jax"),
     "spline": ("nflows", "normflows", "zuko"),
 }
+# The families in the order of the README.
+ORDER = ("gmm", "hmm", "spline", "coupling", "flows", "masked_conv", "autoregress",
+         "logistic_mixture", "rbm", "rbm_partition")  # fmt: skip
 OPEN = re.compile(r"^<!-- bench:", re.MULTILINE)
 
 
@@ -66,6 +70,13 @@ def machines(results: dict[str, list[dict]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def first(results: dict[str, list[dict]]) -> str:
+    """Two rows of every family, on the machine of its last measurement."""
+    last = (max(results[stem], key=lambda d: d["machine"]["time"]) for stem in ORDER)
+    shown = [d | {"results": [r for r in d["results"] if r["floors"]][:2]} for d in last]
+    return report.markdown_table(shown, floors_only=True)
+
+
 def render(text: str, results: dict[str, list[dict]], where: str) -> str:
     """The text with every marked table made anew."""
 
@@ -73,6 +84,8 @@ def render(text: str, results: dict[str, list[dict]], where: str) -> str:
         stem = match["stem"]
         if stem == "machines":
             body = machines(results)
+        elif stem == "first":
+            body = first(results)
         elif stem in results:
             body = report.markdown_table(results[stem], floors_only=not match["all"])
         else:
