@@ -6,9 +6,6 @@
 // of its own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <array>
@@ -27,6 +24,7 @@
 #include "pixelcnn_sampler.h"
 #include "rbm_host.h"
 #include "rbm_partition_host.h"
+#include "results.h"
 
 #if defined(__x86_64__)
 namespace evidens_v2 { extern const evidens::Kernels kernels; }
@@ -64,18 +62,6 @@ const Kernels *choose() {
     names += std::string(names.empty() ? "" : ", ") + level->isa;
   }
   throw std::runtime_error("EVIDENS_ISA: expected one of " + names + " on this machine, got '" + cap + "'");
-}
-
-// Large results are written once and whole: with huge pages the kernel clears them several times
-// faster than page by page, which costs as much as filling them.
-void expect_whole(uintptr_t address, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t page = uintptr_t(1) << 21;
-  const uintptr_t begin = (address + page - 1) / page * page, end = (address + uintptr_t(bytes)) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)address, (void)bytes;
-#endif
 }
 
 void gmm(int task, int covariance, bool is_double, int64_t rows, int64_t features, int64_t components, uintptr_t x,
@@ -302,7 +288,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         pool.num_threads = reinterpret_cast<int (*)(uint32_t *)>(num_threads);
       },
       py::arg("parallel_for"), py::arg("num_threads"));
-  m.def("expect_whole", &expect_whole, py::arg("address"), py::arg("bytes"));
+  py::class_<Result>(m, "Result", py::buffer_protocol())
+      .def(py::init<int64_t>(), py::arg("bytes"))
+      .def_buffer([](const Result &r) {
+        return py::buffer_info(static_cast<uint8_t *>(r.block.at), py::ssize_t(r.bytes), false);
+      });
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("gmm", &gmm, release, py::arg("task"), py::arg("covariance"), py::arg("is_double"), py::arg("rows"),
         py::arg("features"), py::arg("components"), py::arg("x"), py::arg("x_row"), py::arg("x_column"),

@@ -9,15 +9,16 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import threading
 
 import torch
 
 from evidens import _C as library
 
-__all__ = ["Workspace", "address", "contiguous_rows", "empty", "library", "pool"]
+__all__ = ["address", "contiguous_rows", "empty", "library", "pool"]
 
-_LARGE = 1 << 22  # bytes from which a result asks for huge pages
+_LARGE = (
+    1 << 22
+)  # bytes from which the memory of a result is that of one that is gone (csrc/results.h)
 
 
 def _symbol(handle: ctypes.CDLL, symbol: str) -> int:
@@ -37,53 +38,14 @@ def contiguous_rows(t: torch.Tensor) -> torch.Tensor:
 def empty(
     like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """An uninitialised result on the device of ``like``, which the kernel will fill whole."""
-    held: Workspace | None = getattr(_here, "workspace", None)
+    """An uninitialised result on the CPU, which the kernel will fill whole."""
     dtype = dtype or like.dtype
-    if held is not None and math.prod(shape) * dtype.itemsize >= _LARGE:
-        return held.take(like, shape, dtype)
-    result = like.new_empty(shape, dtype=dtype)
-    if result.nbytes >= _LARGE:
-        library.expect_whole(result.data_ptr(), result.nbytes)
-    return result
-
-
-_here = threading.local()
-
-
-class Workspace:
-    """Memory for the large results of a step that is made many times.
-
-    What `empty` gives inside of ``with workspace:`` lies where that of the last time lay, which
-    must be dead by then: new memory costs a page fault for every few thousand numbers.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[torch.Tensor] = []
-        self._taken = 0
-
-    def __enter__(self) -> Workspace:
-        self._taken, self._outer = 0, getattr(_here, "workspace", None)
-        _here.workspace = self
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        _here.workspace = self._outer
-
-    def take(self, like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The next tensor, uninitialised."""
-        place, count = self._taken, math.prod(shape)
-        self._taken += 1
-        if place < len(self._held):
-            held = self._held[place]
-            if held.numel() >= count and held.dtype is dtype and held.device == like.device:
-                return held[:count].view(shape)
-            del self._held[place:]
-        with torch.inference_mode(False):
-            held = like.new_empty(count, dtype=dtype)
-        library.expect_whole(held.data_ptr(), held.nbytes)
-        self._held.append(held)
-        return held.view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return like.new_empty(shape, dtype=dtype)
+    memory = torch.frombuffer(library.Result(size), dtype=dtype)
+    # No view of it: a view that a custom gradient returns could not be changed in place.
+    return memory.new_empty(0).set_(memory.untyped_storage(), 0, shape)
 
 
 def _leave_pool() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from importlib.metadata import requires
 from importlib.resources import files
 
@@ -59,23 +61,60 @@ def test_installed_not_the_source_tree():
     assert "site-packages" in evidens.__file__ or "dist-packages" in evidens.__file__
 
 
-def test_a_workspace_gives_the_same_memory_again():
+def test_large_results_take_over_the_memory_of_others():
     from evidens import _native
 
     like, size = torch.zeros(1), (1 << 20, 2)  # 8 MB
-    workspace = _native.Workspace()
-    with workspace:
-        first, second = _native.empty(like, size), _native.empty(like, size, torch.float64)
-        small = _native.empty(like, (3,))
-    with workspace:
-        again = _native.empty(like, (1 << 20, 1))
-        wider = _native.empty(like, (1 << 21, 2), torch.float64)  # does not fit
-        assert _native.empty(like, (3,)).data_ptr() != small.data_ptr()
-    assert again.data_ptr() == first.data_ptr() != second.data_ptr()
-    assert (again.shape, again.dtype) == ((1 << 20, 1), torch.float32)
-    assert (wider.shape, wider.dtype) == ((1 << 21, 2), torch.float64)
-    outside = _native.empty(like, size)
-    assert outside.data_ptr() not in (again.data_ptr(), wider.data_ptr())
-    with pytest.raises(RuntimeError), workspace:
-        raise RuntimeError
-    assert getattr(_native._here, "workspace", None) is None
+    first, second = _native.empty(like, size), _native.empty(like, size)
+    assert (first.shape, first.dtype, first._is_view()) == (size, torch.float32, False)
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2
+    kept = second[1:]  # alive, and so is its memory
+    del first, second
+    kept.fill_(3.0)
+    again = _native.empty(like, (1 << 20,), torch.float64)
+    assert again.data_ptr() in places
+    other = _native.empty(like, size)
+    assert other.data_ptr() not in {again.data_ptr(), kept.data_ptr(), kept.data_ptr() - 8}
+    other.fill_(0.0)
+    again.fill_(0.0)
+    assert (kept == 3.0).all()
+    pickled = pickle.loads(pickle.dumps(kept))
+    assert torch.equal(pickled, kept)
+
+
+def test_memory_of_large_results_is_bounded():
+    program = """
+import resource, sys, torch
+from evidens import _native
+like = torch.zeros(1)
+def peak():  # MB; Linux counts kilobytes, macOS bytes
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used >> (20 if sys.platform == "darwin" else 10)
+before = peak()
+for megabytes in list(range(8, 60, 4)) * 3:  # none takes over the memory of the one before
+    _native.empty(like, (megabytes << 18,)).fill_(1.0)
+print(peak() - before)
+"""
+    grown = int(subprocess.check_output([sys.executable, "-c", program]))
+    assert grown < 56 + 16
+
+
+def test_large_results_in_threads():
+    from evidens import _native
+
+    like, wrong = torch.zeros(1), []
+
+    def work(number: int) -> None:
+        for i in range(40):
+            mine = _native.empty(like, (1 << 20, 1 + i % 3))
+            mine.fill_(number)
+            if not (mine == number).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -12,7 +12,6 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from evidens._native import Workspace
 from evidens.models._arrays import check_rows, has_missing, to_tensor, working_dtype
 from evidens.models._ranks import Ranks
 from evidens.models._rows import Rows, _unwrap, chunks_of, weights_of
@@ -253,7 +252,6 @@ class Sequences(Rows):
         reset: bool = True,
     ) -> None:
         self._given, self.columns = lengths, columns or n_components
-        self.workspace = Workspace()  # of the E step of a block
         self._plan: list[tuple[Block, slice]] | None = None
         super().__init__(
             model,

@@ -367,15 +367,15 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
             self._publish(p, data.is_tensor)
         for block in data.sequences():
             work: Any = None
-            if self._custom:  # and may keep what our ops gave it
+            if self._custom:
                 log_obs = self._own_log_obs(block.x, p.start, data.is_tensor, data.missing)
                 log_obs = log_obs.detach().clone()  # labels are written in
-            with data.workspace:
-                if not self._custom:
-                    log_obs, work = self._log_obs(block.x, p.emission, data.missing)
-                result, r = self._posteriors(log_obs, p, block)
-                stats.add(result, block.weight, block.total, block.frames)
-                self._accumulate(stats.emission, block.x, r, p.emission, work, data.missing)
+            else:
+                log_obs, work = self._log_obs(block.x, p.emission, data.missing)
+            result, r = self._posteriors(log_obs, p, block)
+            stats.add(result, block.weight, block.total, block.frames)
+            self._accumulate(stats.emission, block.x, r, p.emission, work, data.missing)
+            del log_obs, work, result, r  # the next block's take over their memory
         stats.reduce(data.ranks)
         return stats
 
