@@ -89,22 +89,13 @@ class Learner:
             if total == 0:
                 return
         v = self._with_class(x, labels)
-        h_mean = p.hidden_mean(v) if self.method == "cd" else None
-        minus = self._negative(v, h_mean, absent)
-        found = ops.rbm_statistics(
-            v,
-            *p.arguments,
-            h_mean=h_mean,
-            sample_weight=weight,
-            minus=minus,
-            minus_weight=weight if self.method == "cd" else total / len(minus[0]),
-            **p.kinds,
-        )
-        a = share / total
+        found = self._phases(v, weight, total, absent)
+        # Steps in units of the sums over rows; `mean` makes means of them.
+        mean = share / total
         steps = {
-            "weight": found.weight.mul_(a),
-            "visible_bias": found.visible.mul_(a),
-            "hidden_bias": found.hidden.mul_(a),
+            "weight": found.weight,
+            "visible_bias": found.visible,
+            "hidden_bias": found.hidden,
         }
         if p.log_variance is not None:
             # In units of the variance: a small one would blow the step up.
@@ -112,14 +103,14 @@ class Learner:
             steps["weight"].mul_(variance)
             steps["visible_bias"].mul_(variance)
             assert found.log_variance is not None
-            steps["log_variance"] = found.log_variance.mul_(a).clamp_(-1, 1)
+            steps["log_variance"] = found.log_variance.clamp_(-1 / mean, 1 / mean)
             steps["log_variance"][p.pixels :] = 0  # a class has none
         if self.visible_offset is not None:
             hidden = found.h_mean.sum(0) if weight is None else weight @ found.h_mean
             self._centre(steps, hidden / total)
         if self.weight_decay:
-            steps["weight"].sub_(p.weight, alpha=self.weight_decay)
-        self._move(steps, rate)
+            steps["weight"].sub_(p.weight, alpha=self.weight_decay / mean)
+        self._move(steps, rate * mean)
 
     # --- phases ----------------------------------------------------------------------------------
 
@@ -133,6 +124,36 @@ class Learner:
             logits = x.new_zeros(len(x), self.p.classes)  # nothing is drawn
         label = draw_class(logits, labels, self.stream, self.stream.take(1))
         return torch.cat([x, label], 1)
+
+    def _phases(
+        self, v: Tensor, weight: Tensor | None, total: float, absent: Tensor | None
+    ) -> ops.RBMStatistics:
+        """Statistics of the rows less those of the model, as many times as the rows weigh."""
+        p = self.p
+        if self.method == "pcd" and not p.classes:
+            found, self.chains = ops.rbm_pcd(
+                v,
+                self.chains,
+                *p.arguments,
+                steps=self.steps,
+                step0=self.stream.take(self.steps),  # before the seed, which it may change
+                seed=self.stream.seed,
+                sample_weight=weight,
+                minus_weight=total / self.chains.shape[0],
+                **p.kinds,
+            )
+            return found
+        h_mean = p.hidden_mean(v) if self.method == "cd" else None
+        minus = self._negative(v, h_mean, absent)
+        return ops.rbm_statistics(
+            v,
+            *p.arguments,
+            h_mean=h_mean,
+            sample_weight=weight,
+            minus=minus,
+            minus_weight=weight if self.method == "cd" else total / len(minus[0]),
+            **p.kinds,
+        )
 
     def _negative(
         self, v: Tensor, h_mean: Tensor | None, absent: Tensor | None
