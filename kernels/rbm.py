@@ -230,6 +230,20 @@ def _columns(
         )
 
 
+def _signed_weights(
+    v: Tensor, sample_weight: Tensor | None, minus_v: Tensor | None, minus_weight: Tensor | None
+) -> Tensor | None:
+    """Weights of the rows, then minus those of the rows that are taken off; None for 1."""
+    if minus_v is None:
+        return sample_weight
+    n = v.shape[0]
+    counts = v.new_ones(n + minus_v.shape[0])
+    if sample_weight is not None:
+        counts[:n] = sample_weight
+    counts[n:] = -1.0 if minus_weight is None else -minus_weight
+    return counts
+
+
 def rbm_statistics(
     v: Tensor,
     weight: Tensor,
@@ -238,30 +252,37 @@ def rbm_statistics(
     log_variance: Tensor | None,
     h_mean: Tensor | None,
     sample_weight: Tensor | None,
+    minus_v: Tensor | None,
+    minus_h: Tensor | None,
+    minus_weight: Tensor | None,
     hidden: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over rows of ``-dE / d parameter``, hidden units at their means."""
     n, (j, units) = v.shape[0], weight.shape
+    counts = _signed_weights(v, sample_weight, minus_v, minus_weight)
     precision, v = _precision(log_variance), v.contiguous()
     visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()
-    sample_weight = None if sample_weight is None else sample_weight.contiguous()
+    counts = None if counts is None else counts.contiguous()
     means = weight.new_empty((n, j))
     if h_mean is None:
         _half(hidden, v, weight.T, hidden_bias, None, means, precision=precision)
     else:
         means.copy_(h_mean)
+    h = means
+    if minus_v is not None and minus_h is not None:
+        v, h = torch.cat((v, minus_v)), torch.cat((means, minus_h))
     found, sum_v, sum_h = (weight.new_empty(size) for size in ((j, units), (units,), (j,)))
     square = None if precision is None else weight.new_empty(units)
     if j * units:
         block_n, block_v, block_j = _BLOCKS[weight.element_size()]
         with on(weight):
             kernels.sums_kernel[(triton.cdiv(j, block_j) * triton.cdiv(units, block_v),)](
-                means,
+                h,
                 v,
-                sample_weight,
+                counts,
                 precision,
                 found,
-                n,
+                v.shape[0],
                 units,
                 j,
                 v.stride(0),
@@ -271,9 +292,36 @@ def rbm_statistics(
                 num_warps=_WARPS,
                 enable_fp_fusion=True,
             )
-    _columns(means, sample_weight, None, sum_h, None)
-    _columns(v, sample_weight, None if precision is None else visible_bias, sum_v, square)
+    _columns(h, counts, None, sum_h, None)
+    _columns(v, counts, None if precision is None else visible_bias, sum_v, square)
     if precision is None or square is None:
         return found, sum_v, sum_h, means, weight.new_empty(0)
     spread = 0.5 * precision * square - (weight * found).sum(0)
     return found, sum_v * precision, sum_h, means, spread
+
+
+def rbm_pcd(
+    v: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    log_variance: Tensor | None,
+    sample_weight: Tensor | None,
+    minus_weight: Tensor | None,
+    visible: str,
+    hidden: str,
+    levels: int,
+    steps: int,
+    seed: int,
+    row0: int,
+    step0: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sums over the rows less those over chains after ``steps`` steps, and the chains."""
+    machine = weight, visible_bias, hidden_bias, log_variance
+    given, kinds = (None, None, None), (visible, hidden, levels)
+    minus_v, chains, _, minus_h = rbm_gibbs(
+        h, *machine, *given, *kinds, "hidden", steps, True, seed, row0, step0
+    )
+    minus = minus_v, minus_h, minus_weight
+    return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains

@@ -39,11 +39,12 @@ def empty(
     like: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """An uninitialised result on the CPU, which the kernel will fill whole."""
-    dtype = dtype or like.dtype
-    size = math.prod(shape) * dtype.itemsize
+    size = math.prod(shape) * (dtype or like.dtype).itemsize
     if size < _LARGE:
-        return like.new_empty(shape, dtype=dtype)
-    memory = torch.frombuffer(library.Result(size), dtype=dtype)
+        # Sizes one by one: a tuple of them costs half a microsecond.
+        plain = dtype is None and len(shape) > 0
+        return like.new_empty(*shape) if plain else like.new_empty(shape, dtype=dtype)
+    memory = torch.frombuffer(library.Result(size), dtype=dtype or like.dtype)
     # No view of it: a view that a custom gradient returns could not be changed in place.
     return memory.new_empty(0).set_(memory.untyped_storage(), 0, shape)
 

@@ -72,9 +72,31 @@ def test_free_energy_and_statistics(device, size, visible, hidden, dtype, canari
                 s = ops.rbm_statistics(
                     x, *here.tensors, h_mean=h2, sample_weight=w2, **here.options
                 )
-            found.append([free, *(t for t in s if t is not None)])
+                less = ops.rbm_statistics(
+                    x,
+                    *here.tensors,
+                    minus=(x[1:], s.h_mean[1:]),
+                    minus_weight=None if w2 is None else w2[1:],
+                    **here.options,
+                )
+            found.append([free, *(t for t in (*s, *less) if t is not None)])
         for a, want in zip(found[1], found[0]):
             torch.testing.assert_close(a.cpu(), want, rtol=tolerance, atol=tolerance)
+
+
+@each_kind
+def test_pcd_is_its_parts(device, visible, hidden):
+    m = move(machine(9, 12, visible, hidden), device)
+    v = states(5, 9, visible, torch.float64).to(device)
+    h = states(3, 12, hidden, torch.float64).to(device)
+    with evidens.backend("triton"):
+        found, after = ops.rbm_pcd(v, h, *m.tensors, seed=3, minus_weight=0.5, **m.options)
+        minus_v, new, _, mean = gibbs(m, h, seed=3, start="hidden", means=True)
+        want = ops.rbm_statistics(
+            v, *m.tensors, minus=(minus_v, mean), minus_weight=0.5, **m.options
+        )
+    assert torch.equal(after, new)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, want))
 
 
 @each_kind

@@ -91,6 +91,7 @@ def advance(
         values: (N, V), what these keep.
     """
     if not p.classes:
+        step = stream.take(steps)  # before the seed, which it may change
         return Moves(
             *ops.rbm_gibbs(
                 h,
@@ -101,7 +102,7 @@ def advance(
                 beta=beta,
                 clamped=clamped,
                 values=values,
-                step0=stream.take(steps),
+                step0=step,
                 means=True,
                 **p.kinds,
             )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,36 +89,28 @@ class Learner:
             if total == 0:
                 return
         v = self._with_class(x, labels)
-        plus = ops.rbm_statistics(v, *p.arguments, sample_weight=weight, **p.kinds)
-        minus_v, minus_h = self._negative(v, plus.h_mean, absent)
-        minus_weight = weight if self.method == "cd" else None
-        minus = ops.rbm_statistics(
-            minus_v, *p.arguments, h_mean=minus_h, sample_weight=minus_weight, **p.kinds
-        )
-        hidden = plus.hidden.clone() if self.visible_offset is not None else plus.hidden
-        a = share / total
-        b = a if self.method == "cd" else share / len(minus_v)
-
-        def difference(of: Callable[[Any], Tensor]) -> Tensor:
-            return of(plus).mul_(a).sub_(of(minus), alpha=b)
-
+        found = self._phases(v, weight, total, absent)
+        # Steps in units of the sums over rows; `mean` makes means of them.
+        mean = share / total
         steps = {
-            "weight": difference(lambda s: s.weight),
-            "visible_bias": difference(lambda s: s.visible),
-            "hidden_bias": difference(lambda s: s.hidden),
+            "weight": found.weight,
+            "visible_bias": found.visible,
+            "hidden_bias": found.hidden,
         }
         if p.log_variance is not None:
             # In units of the variance: a small one would blow the step up.
             variance = p.log_variance.exp()
             steps["weight"].mul_(variance)
             steps["visible_bias"].mul_(variance)
-            steps["log_variance"] = difference(lambda s: s.log_variance).clamp_(-1, 1)
+            assert found.log_variance is not None
+            steps["log_variance"] = found.log_variance.clamp_(-1 / mean, 1 / mean)
             steps["log_variance"][p.pixels :] = 0  # a class has none
         if self.visible_offset is not None:
+            hidden = found.h_mean.sum(0) if weight is None else weight @ found.h_mean
             self._centre(steps, hidden / total)
         if self.weight_decay:
-            steps["weight"].sub_(p.weight, alpha=self.weight_decay)
-        self._move(steps, rate)
+            steps["weight"].sub_(p.weight, alpha=self.weight_decay / mean)
+        self._move(steps, rate * mean)
 
     # --- phases ----------------------------------------------------------------------------------
 
@@ -135,9 +125,41 @@ class Learner:
         label = draw_class(logits, labels, self.stream, self.stream.take(1))
         return torch.cat([x, label], 1)
 
-    def _negative(self, v: Tensor, h_mean: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _phases(
+        self, v: Tensor, weight: Tensor | None, total: float, absent: Tensor | None
+    ) -> ops.RBMStatistics:
+        """Statistics of the rows less those of the model, as many times as the rows weigh."""
+        p = self.p
+        if self.method == "pcd" and not p.classes:
+            found, self.chains = ops.rbm_pcd(
+                v,
+                self.chains,
+                *p.arguments,
+                steps=self.steps,
+                step0=self.stream.take(self.steps),  # before the seed, which it may change
+                seed=self.stream.seed,
+                sample_weight=weight,
+                minus_weight=total / self.chains.shape[0],
+                **p.kinds,
+            )
+            return found
+        h_mean = p.hidden_mean(v) if self.method == "cd" else None
+        minus = self._negative(v, h_mean, absent)
+        return ops.rbm_statistics(
+            v,
+            *p.arguments,
+            h_mean=h_mean,
+            sample_weight=weight,
+            minus=minus,
+            minus_weight=weight if self.method == "cd" else total / len(minus[0]),
+            **p.kinds,
+        )
+
+    def _negative(
+        self, v: Tensor, h_mean: Tensor | None, absent: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """States of the visible units and means of the hidden ones under the model."""
-        if self.method == "cd":
+        if h_mean is not None:
             h = draw_hidden(self.p, h_mean, self.stream)
             held = None if absent is None else {"clamped": absent, "values": v}
             moves = advance(self.p, h, self.steps, self.stream, **(held or {}))

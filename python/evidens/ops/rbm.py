@@ -34,7 +34,7 @@ from evidens.ops import _rbm_cpu as cpu
 from evidens.ops import _registry
 from evidens.reference import rbm as reference
 
-__all__ = ["RBMStatistics", "rbm_free_energy", "rbm_gibbs", "rbm_statistics"]
+__all__ = ["RBMStatistics", "rbm_free_energy", "rbm_gibbs", "rbm_pcd", "rbm_statistics"]
 
 
 class RBMStatistics(NamedTuple):
@@ -82,6 +82,10 @@ def _fake_statistics(
     return tuple(v.new_empty(shape) for shape in shapes)
 
 
+def _fake_pcd(v: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return *_fake_statistics(v, *rest), h.new_empty(h.shape)
+
+
 def _gradient(
     needs: tuple[bool, ...],
     grads: Any,
@@ -126,12 +130,24 @@ _free_energy = _registry.Op(
 _statistics = _registry.Op(
     "rbm",
     "rbm_statistics(Tensor v, Tensor weight, Tensor visible_bias, Tensor hidden_bias, "
-    "Tensor? log_variance, Tensor? h_mean, Tensor? sample_weight, str hidden) "
+    "Tensor? log_variance, Tensor? h_mean, Tensor? sample_weight, Tensor? minus_v, "
+    "Tensor? minus_h, Tensor? minus_weight, str hidden) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.statistics,
     reference=reference.rbm_statistics,
     triton=_triton("rbm_statistics"),
     fake=_fake_statistics,
+)
+_pcd = _registry.Op(
+    "rbm",
+    "rbm_pcd(Tensor v, Tensor h, Tensor weight, Tensor visible_bias, Tensor hidden_bias, "
+    "Tensor? log_variance, Tensor? sample_weight, Tensor? minus_weight, str visible, str hidden, "
+    "int levels, int steps, int seed, int row0, int step0) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=cpu.pcd,
+    reference=reference.rbm_pcd,
+    triton=_triton("rbm_pcd"),
+    fake=_fake_pcd,
 )
 
 
@@ -304,6 +320,8 @@ def rbm_statistics(
     *,
     h_mean: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    minus: tuple[Tensor, Tensor] | None = None,
+    minus_weight: Tensor | float | None = None,
     visible: str = "bernoulli",
     hidden: str = "bernoulli",
     levels: int | None = None,
@@ -312,7 +330,10 @@ def rbm_statistics(
     """Sums over rows of ``-dE / d parameter`` with the hidden units at their means, in one pass.
 
     They are one phase of the gradient: with those of the data and of M chains, the gradient of the
-    mean log-likelihood of N rows is ``data / N - chains / M``.  For discrete visible units they are
+    mean log-likelihood of N rows is ``data / N - chains / M``.  With ``minus``, the visible states
+    and hidden means of the chains, both phases are one sum: the result is ``data - minus_weight
+    chains``, N times the gradient where ``minus_weight`` is N / M.  For discrete visible units the
+    sums are
     ``sum h_mean v^T``, ``sum v`` and ``sum h_mean``.  For Gaussian ones
     ``sum h_mean (v / s^2)^T``, ``sum (v - b) / s^2``, ``sum h_mean``, and of the log-variance
     ``sum (v - b)^2 / (2 s^2) - (v / s^2) W^T h_mean``.
@@ -323,6 +344,9 @@ def rbm_statistics(
         h_mean: (N, J) means of the hidden units given v, where they are known (the last ones of
             `rbm_gibbs` from ``start="hidden"``, say): then they are not computed again.
         sample_weight: (N,) or None for 1.
+        minus: (M, V) and (M, J), states and means of other rows, whose sums are taken off: what
+            `rbm_gibbs` gives as ``v`` and ``h_mean``.
+        minus_weight: of these rows, a number or (M,); None for 1.
         visible, hidden, levels, log_variance: the kinds of units, as above.
 
     Returns:
@@ -342,6 +366,10 @@ def rbm_statistics(
         >>> s = evidens.ops.rbm_statistics(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), weight, *biases)
         >>> s.weight, s.visible, s.hidden
         (tensor([[1.0000, 0.5000]]), tensor([2., 1.]), tensor([1.]))
+        >>> chains = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5]])
+        >>> v = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> evidens.ops.rbm_statistics(v, weight, *biases, minus=chains, minus_weight=2.0).weight
+        tensor([[ 0.0000, -0.5000]])
     """
     op = "rbm_statistics"
     m = given.machine(
@@ -358,9 +386,86 @@ def rbm_statistics(
             ("h_mean", h_mean, "NJ"),
             other="weight",
         )
-    sample_weight = given.vector(op, "sample_weight", sample_weight, rows, m)
-    checks.no_gradient(op, *m[:5], h_mean, sample_weight, instead="rbm_free_energy")
-    product, sum_v, sum_h, means, spread = _statistics(*m[:5], h_mean, sample_weight, hidden)
+    sample_weight = given.vector(op, "sample_weight", "N", sample_weight, rows, m)
+    taken_off = given.other_rows(op, minus, minus_weight, m)
+    checks.no_gradient(op, *m[:5], h_mean, sample_weight, *taken_off, instead="rbm_free_energy")
+    product, sum_v, sum_h, means, spread = _statistics(
+        *m[:5], h_mean, sample_weight, *taken_off, hidden
+    )
     return RBMStatistics(
         product, sum_v, sum_h, means, spread if m.log_variance is not None else None
     )
+
+
+def rbm_pcd(
+    v: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    *,
+    steps: int = 1,
+    seed: int,
+    sample_weight: Tensor | None = None,
+    minus_weight: Tensor | float | None = None,
+    visible: str = "bernoulli",
+    hidden: str = "bernoulli",
+    levels: int | None = None,
+    log_variance: Tensor | None = None,
+    step0: int = 0,
+    row0: int = 0,
+) -> tuple[RBMStatistics, Tensor]:
+    """An update of persistent contrastive divergence: steps of the chains, and the gradient.
+
+    The same numbers as `rbm_gibbs` from ``start="hidden"`` with its means, and `rbm_statistics` of
+    the rows ``minus`` these chains, in one call that writes neither the chains' visible states nor
+    their means, and lays the weights out once.
+
+    Args:
+        v: (N, V) rows of data; any real numbers, as means of units are.
+        h: (M, J) hidden states of the chains.
+        weight, visible_bias, hidden_bias: (J, V), (V,), (J,).
+        steps: full steps of each chain, at least 1.
+        seed, step0, row0: of the stream, as in `rbm_gibbs`.
+        sample_weight: (N,) or None for 1.
+        minus_weight: of the chains, a number or (M,); None for 1.
+        visible, hidden, levels, log_variance: the kinds of units, as above.
+
+    Returns:
+        `RBMStatistics` of ``data - minus_weight chains``, N times the gradient of the mean
+        log-likelihood where ``minus_weight`` is N / M, and the chains (M, J).  No gradient.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError: an argument requires a gradient.
+
+    Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
+    gradient, 2008.
+
+    Example:
+        >>> import torch, evidens
+        >>> weight, biases = torch.zeros(1, 2), (torch.tensor([9.0, -9.0]), torch.tensor([-9.0]))
+        >>> v, chains = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.zeros(2, 1)
+        >>> step, chains = evidens.ops.rbm_pcd(v, chains, weight, *biases, seed=0)
+        >>> step.visible, chains
+        (tensor([0., 1.]), tensor([[0.],
+                [0.]]))
+    """
+    op = "rbm_pcd"
+    m = given.machine(
+        op, v, weight, visible_bias, hidden_bias, visible, hidden, levels, log_variance
+    )
+    h = given.persistent(op, h, m)
+    rows = h.shape[0]
+    sample_weight = given.vector(op, "sample_weight", "N", sample_weight, m.state.shape[0], m)
+    minus_weight = given.minus_weights(op, minus_weight, rows, m)
+    signed, steps, step0, row0 = given.stream(op, seed, steps, step0, row0, rows)
+    checks.no_gradient(op, h, *m[:5], sample_weight, minus_weight, instead="rbm_free_energy")
+    x, *machine = m[:5]
+    weights = sample_weight, minus_weight
+    product, sum_v, sum_h, means, spread, chains = _pcd(
+        x, h, *machine, *weights, visible, hidden, m.levels, steps, signed, row0, step0
+    )
+    return RBMStatistics(
+        product, sum_v, sum_h, means, spread if m.log_variance is not None else None
+    ), chains

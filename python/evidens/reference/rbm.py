@@ -235,6 +235,17 @@ def rbm_free_energy_backward(
     return grad_v, pulled.T @ seen, grad_visible, pulled.sum(0), grad_log_variance, grad_beta
 
 
+def signed_weights(
+    v: Tensor, sample_weight: Tensor | None, minus_v: Tensor | None, minus_weight: Tensor | None
+) -> Tensor | None:
+    """Weights of the rows, then minus those of the rows that are taken off; None for 1."""
+    if minus_v is None:
+        return sample_weight
+    plus = v.new_ones(v.shape[0]) if sample_weight is None else sample_weight
+    minus = v.new_ones(minus_v.shape[0]) if minus_weight is None else minus_weight
+    return torch.cat((plus, -minus))
+
+
 def rbm_statistics(
     v: Tensor,
     weight: Tensor,
@@ -243,9 +254,18 @@ def rbm_statistics(
     log_variance: Tensor | None,
     h_mean: Tensor | None,
     sample_weight: Tensor | None,
+    minus_v: Tensor | None,
+    minus_h: Tensor | None,
+    minus_weight: Tensor | None,
     hidden: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over rows of ``-dE / d parameter``, hidden units at their means.
+
+    Args:
+        h_mean: (N, J) or None: they are computed.
+        sample_weight: (N,) or None for 1.
+        minus_v, minus_h: (M, V), (M, J) or None: rows whose sums are taken off.
+        minus_weight: (M,) or None for 1.
 
     Returns:
         weight (J, V), visible (V,), hidden (J,), means (N, J), log_variance (V,), which is empty
@@ -255,11 +275,41 @@ def rbm_statistics(
         h_mean = means(hidden_field(v, weight, hidden_bias, log_variance), hidden)
     else:
         h_mean = h_mean.clone()
-    counted = h_mean if sample_weight is None else h_mean * sample_weight[:, None]
-    ones = v.new_ones(v.shape[0]) if sample_weight is None else sample_weight
+    counts, h = signed_weights(v, sample_weight, minus_v, minus_weight), h_mean
+    if minus_v is not None and minus_h is not None:
+        v, h = torch.cat((v, minus_v)), torch.cat((h, minus_h))
+    counted = h if counts is None else h * counts[:, None]
+    ones = v.new_ones(v.shape[0]) if counts is None else counts
     if log_variance is None:
         return counted.T @ v, ones @ v, counted.sum(0), h_mean, v.new_zeros(0)
     precision, away = torch.exp(-log_variance), v - visible_bias
     product = (counted.T @ v) * precision
     spread = 0.5 * precision * (ones @ away.square()) - (weight * product).sum(0)
     return product, precision * (ones @ away), counted.sum(0), h_mean, spread
+
+
+def rbm_pcd(
+    v: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    log_variance: Tensor | None,
+    sample_weight: Tensor | None,
+    minus_weight: Tensor | None,
+    visible: str,
+    hidden: str,
+    levels: int,
+    steps: int,
+    seed: int,
+    row0: int,
+    step0: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of the rows less those of chains after ``steps`` steps from h, and the chains."""
+    machine = weight, visible_bias, hidden_bias, log_variance
+    given, kinds = (None, None, None), (visible, hidden, levels)
+    minus_v, chains, _, minus_h = rbm_gibbs(
+        h, *machine, *given, *kinds, "hidden", steps, True, seed, row0, step0
+    )
+    minus = minus_v, minus_h, minus_weight
+    return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains
