@@ -65,14 +65,12 @@ class Persistent:
 
         for rows in x.split(self.chains.shape[0]):
             tensors = self.weight, self.visible_bias, self.hidden_bias
-            data = ops.rbm_statistics(rows, *tensors)
             v, self.chains, _, mean = ops.rbm_gibbs(
                 self.chains, *tensors, start="hidden", means=True, seed=self.seed, step0=self.step
             )
-            model = ops.rbm_statistics(v, *tensors, h_mean=mean)
-            rate = self.rate / len(rows)
-            for parameter, up, down in zip(tensors, data, model):
-                parameter.add_(up, alpha=rate).add_(down, alpha=-rate)
+            steps = ops.rbm_statistics(rows, *tensors, minus=(v, mean))
+            for parameter, step in zip(tensors, steps):
+                parameter.add_(step, alpha=self.rate / len(rows))
             self.step += 1
 
 

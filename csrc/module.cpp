@@ -387,8 +387,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("rbm_statistics", &rbm_statistics, release, py::arg("is_double"), py::arg("rows"), py::arg("visible"),
         py::arg("hidden"), py::arg("hidden_kind"), py::arg("weight"), py::arg("hidden_bias"), py::arg("precision"),
         py::arg("v"), py::arg("v_row"), py::arg("means_given"), py::arg("h_mean"), py::arg("h_row"),
-        py::arg("sample_weight"), py::arg("centre"), py::arg("sum_weight"), py::arg("sum_v"), py::arg("sum_h"),
-        py::arg("square"));
+        py::arg("sample_weight"), py::arg("minus_rows"), py::arg("minus_v"), py::arg("minus_v_row"),
+        py::arg("minus_h_mean"), py::arg("minus_h_row"), py::arg("minus_weight"), py::arg("centre"),
+        py::arg("sum_weight"), py::arg("sum_v"), py::arg("sum_h"), py::arg("square"));
   m.def("rbm_ais", &rbm_ais, release, py::arg("is_double"), py::arg("chains"), py::arg("visible"), py::arg("hidden"),
         py::arg("visible_kind"), py::arg("levels"), py::arg("weight"), py::arg("visible_bias"), py::arg("hidden_bias"),
         py::arg("base_bias"), py::arg("rungs"), py::arg("beta"), py::arg("seed"), py::arg("row0"),

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "rbm_product.h"
+#include "rbm_sums.h"
 #include "rbm_units.h"
 
 namespace EVIDENS_NAMESPACE {
@@ -13,8 +14,6 @@ namespace {
 using evidens::RbmLayer;
 using evidens::RbmParams;
 using evidens::RbmSums;
-
-template <class T> constexpr int64_t padded(int64_t units) { return panels_of(units, kPanel<T>) * kPanel<T>; }
 
 // Panels, bias, scale.
 template <class T> int64_t packed_elements(int64_t depth, int64_t units) { return padded<T>(units) * (depth + 2); }
@@ -168,102 +167,6 @@ template <class T> void means(int64_t begin, int64_t end, const RbmParams &p, vo
 template <class T> void free_energy(int64_t begin, int64_t end, const RbmParams &p, void *scratch) {
   Block<T>(begin, end, p, scratch).free_energy();
 }
-
-// --- sums over rows ------------------------------------------------------------------------------
-// A band of visible units, transposed, is what the rows of states are elsewhere; the means of the
-// hidden units are the weights.  Sums are in the type of the data within a chunk of rows, else double.
-
-constexpr int64_t kBand = 64;    // visible units
-constexpr int64_t kChunk = 512;  // rows
-
-template <class T> void pack_sums(int64_t begin, int64_t end, const RbmSums &p) {
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t first = k * kPanel<T>, units = p.hidden - first < kPanel<T> ? p.hidden - first : kPanel<T>;
-    T *const out = static_cast<T *>(p.packed) + first * p.rows;
-    pack_columns(static_cast<const T *>(p.h_mean) + first, p.h_row, units, p.rows,
-                 static_cast<const T *>(p.sample_weight), out);
-    double sums[kPanel<T>] = {};
-    for (int64_t n = 0; n < p.rows; ++n) {
-      for (int64_t i = 0; i < kPanel<T>; ++i) sums[i] += double(out[n * kPanel<T> + i]);
-    }
-    for (int64_t i = 0; i < units; ++i) static_cast<T *>(p.sum_h)[first + i] = T(sums[i]);
-  }
-}
-
-template <class T> struct Band {
-  const RbmSums &p;
-  int64_t first, units, chunk, hidden;
-  ProductScratch<T> product;
-  double *total;  // (band, hidden units, padded), where there are several chunks
-  T *v, *sums;    // (band, chunk) and (band, hidden units, padded)
-
-  static int64_t rows_of(const RbmSums &p) { return p.rows < 1 ? 1 : p.rows < kChunk ? p.rows : kChunk; }
-  static int64_t bytes(const RbmSums &p) {
-    const int64_t h = padded<T>(p.hidden);
-    return ProductScratch<T>::bytes(kBand, rows_of(p)) + kBand * (h * 8 + (rows_of(p) + h) * int64_t(sizeof(T)));
-  }
-  Band(int64_t begin, int64_t end, const RbmSums &params, void *scratch)
-      : p(params),
-        first(begin),
-        units(end - begin),
-        chunk(rows_of(params)),
-        hidden(padded<T>(params.hidden)),
-        product(scratch, kBand, chunk) {
-    char *next = static_cast<char *>(scratch) + ProductScratch<T>::bytes(kBand, chunk);
-    total = reinterpret_cast<double *>(next);
-    sums = reinterpret_cast<T *>(total + kBand * hidden);
-    v = sums + kBand * hidden;
-  }
-
-  void run() {
-    double sum[kBand] = {}, square[kBand] = {};
-    const bool several = p.rows > chunk;
-    for (int64_t i = 0; several && i < units * hidden; ++i) total[i] = 0;
-    for (int64_t n = 0; n == 0 || n < p.rows; n += chunk) {
-      const int64_t rows = p.rows - n < chunk ? p.rows - n : chunk;
-      transpose_in(static_cast<const T *>(p.v) + n * p.v_row + first, p.v_row, int64_t(1), rows, units, chunk, v);
-      // The panels of all rows lie one after the other.
-      multiply_chunk(n, rows);
-      for (int64_t i = 0; i < units; ++i) own(n, rows, v + i * chunk, i, sum[i], square[i]);
-      for (int64_t i = 0; several && i < units * hidden; ++i) total[i] += double(sums[i]);
-    }
-    for (int64_t i = 0; several && i < units * hidden; ++i) sums[i] = T(total[i]);
-    T *const out = static_cast<T *>(p.weight) + first;
-    for (int64_t j = 0; j < p.hidden; j += width<T>) {
-      scatter_rows(units, sums + j, hidden, p.hidden - j, [&](int l) { return out + (j + l) * p.visible; });
-    }
-    for (int64_t i = 0; i < units; ++i) {
-      static_cast<T *>(p.sum_v)[first + i] = T(sum[i]);
-      if (p.square != nullptr) static_cast<T *>(p.square)[first + i] = T(square[i]);
-    }
-  }
-
- private:
-  void multiply_chunk(int64_t n, int64_t rows) {
-    multiply(v, chunk, units, rows, static_cast<const T *>(p.packed) + n * kPanel<T>, p.rows * kPanel<T>, p.hidden,
-             product, [&](int64_t i, int64_t unit, const T *found) {
-               for (int64_t c = 0; c < kPanel<T>; c += width<T>) store(sums + i * hidden + unit + c, load(found + c));
-             });
-  }
-  void own(int64_t n, int64_t rows, const T *values, int64_t i, double &sum, double &square) const {
-    const T *const weight = p.sample_weight == nullptr ? nullptr : static_cast<const T *>(p.sample_weight) + n;
-    const double centre = p.centre == nullptr ? 0 : double(static_cast<const T *>(p.centre)[first + i]);
-    constexpr int W = width<double>;
-    Vec<double> sums_of[2] = {}, squares[2] = {};
-    int64_t r = 0;
-    for (; r + W <= rows; r += W) {
-      const Vec<double> away = load_as<double>(values + r) - centre;
-      const Vec<double> weighted = weight == nullptr ? away : away * load_as<double>(weight + r);
-      sums_of[r / W % 2] += weighted, squares[r / W % 2] += weighted * away;
-    }
-    for (; r < rows; ++r) {
-      const double away = double(values[r]) - centre, weighted = weight == nullptr ? away : away * double(weight[r]);
-      sum += weighted, square += weighted * away;
-    }
-    sum += total_of(sums_of), square += total_of(squares);
-  }
-  static double total_of(const Vec<double> (&v)[2]) { return EVIDENS_NAMESPACE::sum<double>(v[0] + v[1]); }
-};
 
 template <class T> int64_t sums_bytes(const RbmSums &p) { return Band<T>::bytes(p); }
 template <class T> void sums(int64_t begin, int64_t end, const RbmSums &p, void *scratch) {

@@ -44,20 +44,27 @@ struct RbmParams {
   void *free_energy;       // out (N,) nats
 };
 
-// Sums over rows of h_mean v^T, v and h_mean.
+// Rows of one sign in the sums.
+struct RbmRows {
+  int64_t rows;               // N
+  const void *v;              // (N, V), rows v_row apart
+  int64_t v_row;              // elements
+  const void *h_mean;         // (N, J), rows h_row apart
+  int64_t h_row;              // elements
+  const void *sample_weight;  // (N,), or null for 1
+};
+
+// Sums over rows of h_mean v^T, v and h_mean, less those over the rows that count against them.
 struct RbmSums {
-  int64_t rows, visible, hidden;  // N, V, J
-  const void *v;                  // (N, V), rows v_row apart
-  int64_t v_row;                  // elements
-  const void *h_mean;             // (N, J), rows h_row apart
-  int64_t h_row;                  // elements
-  const void *sample_weight;      // (N,), or null for 1
-  const void *centre;             // (V,) subtracted from v in the sums of v, or null
-  void *packed;                   // panels of h_mean times the weights of the rows
-  void *weight;                   // out (J, V) contiguous
-  void *sum_v;                    // out (V,)
-  void *sum_h;                    // out (J,)
-  void *square;                   // out (V,) sum of (v - centre)^2, or null
+  int64_t visible, hidden;  // V, J
+  int64_t rows;             // of both kinds
+  RbmRows plus, minus;
+  const void *centre;  // (V,) subtracted from v in the sums of v, or null
+  void *packed;        // panels of h_mean times the weights of the rows
+  void *weight;        // out (J, V) contiguous
+  void *sum_v;         // out (V,)
+  void *sum_h;         // out (J,)
+  void *square;        // out (V,) sum of (v - centre)^2, or null
 };
 
 struct RbmKernel {

@@ -85,11 +85,14 @@ inline void rbm_free_energy(bool is_double, int64_t rows, int64_t visible, int64
   rbm_rows(kernel, p, 1, kernel.free_energy);
 }
 
-// Means of the hidden units, unless they are given, and the sums over rows.
+// Means of the hidden units, unless they are given, and the sums over rows, less those over the rows of
+// `minus`.
 inline void rbm_statistics(bool is_double, int64_t rows, int64_t visible, int64_t hidden, int hidden_kind,
                            uintptr_t weight, uintptr_t hidden_bias, uintptr_t precision, uintptr_t v, int64_t v_row,
-                           bool means_given, uintptr_t h_mean, int64_t h_row, uintptr_t sample_weight, uintptr_t centre,
-                           uintptr_t sum_weight, uintptr_t sum_v, uintptr_t sum_h, uintptr_t square) {
+                           bool means_given, uintptr_t h_mean, int64_t h_row, uintptr_t sample_weight,
+                           int64_t minus_rows, uintptr_t minus_v, int64_t minus_v_row, uintptr_t minus_h_mean,
+                           int64_t minus_h_row, uintptr_t minus_weight, uintptr_t centre, uintptr_t sum_weight,
+                           uintptr_t sum_v, uintptr_t sum_h, uintptr_t square) {
   const RbmKernel &kernel = kernels->rbm[is_double];
   if (!means_given) {
     RbmParams p = rbm_machine(rows, visible, hidden, 0, hidden_kind, 0, weight, 0, hidden_bias, precision, 0, 0);
@@ -98,19 +101,32 @@ inline void rbm_statistics(bool is_double, int64_t rows, int64_t visible, int64_
     rbm_pack(kernel, p, true);
     rbm_rows(kernel, p, 1, kernel.means);
   }
-  RbmSums s{rows,       visible, hidden,         at(v),     v_row,     at(h_mean), h_row, at(sample_weight),
-            at(centre), nullptr, at(sum_weight), at(sum_v), at(sum_h), at(square)};
-  const int64_t panels = (hidden + kernel.panel - 1) / kernel.panel, bands = (visible + kernel.band - 1) / kernel.band;
-  const Buffer factors = allocate(panels * kernel.panel * rows * (is_double ? 8 : 4));
+  RbmSums s{visible,
+            hidden,
+            rows + minus_rows,
+            {rows, at(v), v_row, at(h_mean), h_row, at(sample_weight)},
+            {minus_rows, at(minus_v), minus_v_row, at(minus_h_mean), minus_h_row, at(minus_weight)},
+            at(centre),
+            nullptr,
+            at(sum_weight),
+            at(sum_v),
+            at(sum_h),
+            at(square)};
+  const int64_t panels = (hidden + kernel.panel - 1) / kernel.panel;
+  const Buffer factors = allocate(panels * kernel.panel * s.rows * (is_double ? 8 : 4));
   s.packed = factors.get();
-  run_blocks(pool, panels, workers_for(double(rows) * double(hidden) * 4, panels),
+  run_blocks(pool, panels, workers_for(double(s.rows) * double(hidden) * 4, panels),
              [&](int64_t k, int64_t) { kernel.pack_sums(k, k + 1, s); });
-  const int64_t workers = workers_for(double(rows) * double(visible) * double(hidden), bands);
+  const int64_t parts = (visible + kernel.band - 1) / kernel.band;
+  const int64_t workers = workers_for(double(s.rows) * double(visible) * double(hidden), parts);
+  // As many bands for each worker.
+  const int64_t bands = (parts + workers - 1) / workers * workers;
+  const int64_t band = ((visible + bands - 1) / std::max<int64_t>(bands, 1) + 7) / 8 * 8;
   const int64_t bytes = (kernel.sums_bytes(s) + 63) / 64 * 64;
   const Buffer scratch = allocate(workers * bytes);
   run_blocks(pool, bands, workers, [&](int64_t i, int64_t worker) {
-    kernel.sums(i * kernel.band, std::min(visible, (i + 1) * kernel.band), s,
-                static_cast<char *>(scratch.get()) + worker * bytes);
+    const int64_t begin = i * band, end = std::min(visible, begin + band);
+    if (begin < end) kernel.sums(begin, end, s, static_cast<char *>(scratch.get()) + worker * bytes);
   });
 }
 

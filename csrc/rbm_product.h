@@ -1,9 +1,9 @@
 // Rows of states times packed weights: the product of a half step, and of the sums over rows.
 //
 // Lanes are units of the result.  Weights are packed in panels, (panel, depth, units of a panel).  A row
-// with few nonzero states sums the weights of those; others go through a register tile together.  Both
-// add in the order of depth into one accumulator, and zeros add nothing, so the way changes no bit; it
-// depends on the row alone.
+// with few nonzero states sums the weights of those, without a product where all are 1; others go through
+// a register tile together.  All add in the order of depth into one accumulator, and zeros add nothing,
+// so the way changes no bit; it depends on the row alone.
 #pragma once
 #include "tile.h"
 #include "transpose.h"
@@ -15,8 +15,8 @@ namespace EVIDENS_NAMESPACE {
 namespace {
 
 template <class T> constexpr int64_t kPanel = kOuterVectors * width<T>;
-// Weights of a panel that a sparse row reads at random: they stay in the first-level cache.
-template <class T> constexpr int64_t kNear = (int64_t(1) << 14) / (kPanel<T> * int64_t(sizeof(T)));
+// Weights of a panel that a sparse row reads at random: they stay near the first-level cache.
+template <class T> constexpr int64_t kNear = (int64_t(1) << 15) / (kPanel<T> * int64_t(sizeof(T)));
 
 constexpr int64_t panels_of(int64_t units, int64_t panel) { return (units + panel - 1) / panel; }
 
@@ -28,50 +28,64 @@ template <class T> struct ProductScratch {
   T *sums;         // (rows, panel)
   int64_t *begin;  // (sparse rows, parts + 1) where each part of a row's list begins
   int64_t *row;    // (rows,) the sparse rows, then the others from the end
+  uint8_t *ones;   // (sparse rows,) whether what is not zero is 1
   int32_t *list;   // the lists of the sparse rows, one after the other
 
   static int64_t parts(int64_t depth) { return (depth + kNear<T> - 1) / kNear<T>; }
   static int64_t bytes(int64_t rows, int64_t depth) {
     const int64_t lists = rows * (depth * 5 / 8 + 1) + depth + 16;
-    return (rows * (parts(depth) + 2) + 1) * 8 + rows * kPanel<T> * int64_t(sizeof(T)) + lists * 4 + 64;
+    return (rows * (parts(depth) + 2) + 1) * 8 + rows * kPanel<T> * int64_t(sizeof(T)) + lists * 4 + rows + 64;
   }
   ProductScratch(void *scratch, int64_t rows, int64_t depth)
       : sums(static_cast<T *>(scratch)),
         begin(reinterpret_cast<int64_t *>(sums + rows * kPanel<T>)),
         row(begin + rows * (parts(depth) + 1)),
-        list(reinterpret_cast<int32_t *>(row + rows + 1)) {}
+        ones(reinterpret_cast<uint8_t *>(row + rows + 1)),
+        list(reinterpret_cast<int32_t *>(ones + (rows + 3) / 4 * 4)) {}
 };
 
 // Indices from `first` to n - 1 of what is not zero; up to a vector of indices beyond the last is written.
-template <class T> static int64_t list_nonzero(const T *row, int64_t first, int64_t n, int32_t *list) {
+// `ones` stays set where all of them are 1.
+template <class T>
+static int64_t list_nonzero(const T *row, int64_t first, int64_t n, int32_t *list, bool &ones) {
   int64_t count = 0, i = first;
+  bool others = false;
 #if defined(__AVX512F__)
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(int32_t(first)));
+  uint32_t odd = 0;
   for (; i + 16 <= n; i += 16) {
-    uint32_t mask;
+    uint32_t mask, one;
     if constexpr (sizeof(T) == 4) {
-      mask = _mm512_cmp_ps_mask(_mm512_loadu_ps(row + i), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      const __m512 x = _mm512_loadu_ps(row + i);
+      mask = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      one = _mm512_cmp_ps_mask(x, _mm512_set1_ps(1), _CMP_EQ_OQ);
     } else {
-      const __m512d zero = _mm512_setzero_pd();
-      mask = uint32_t(_mm512_cmp_pd_mask(_mm512_loadu_pd(row + i), zero, _CMP_NEQ_UQ)) |
-             uint32_t(_mm512_cmp_pd_mask(_mm512_loadu_pd(row + i + 8), zero, _CMP_NEQ_UQ)) << 8;
+      const __m512d zero = _mm512_setzero_pd(), unit = _mm512_set1_pd(1);
+      const __m512d x = _mm512_loadu_pd(row + i), y = _mm512_loadu_pd(row + i + 8);
+      mask = uint32_t(_mm512_cmp_pd_mask(x, zero, _CMP_NEQ_UQ)) | uint32_t(_mm512_cmp_pd_mask(y, zero, _CMP_NEQ_UQ))
+                                                                      << 8;
+      one = uint32_t(_mm512_cmp_pd_mask(x, unit, _CMP_EQ_OQ)) | uint32_t(_mm512_cmp_pd_mask(y, unit, _CMP_EQ_OQ)) << 8;
     }
+    odd |= mask ^ one;
     _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(__mmask16(mask), index));
     count += __builtin_popcount(mask);
     index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
   }
+  others = odd != 0;
 #endif
   for (; i < n; ++i) {
     list[count] = int32_t(i);
     count += row[i] != T(0);
+    others |= row[i] != T(0) && row[i] != T(1);
   }
+  ones = ones && !others;
   return count;
 }
 
-// Adds the weights of the list to the sums of a row.
-template <class T>
-EVIDENS_INLINE void sparse_row(const int32_t *list, int64_t count, const T *row, const T *panel, bool first, T *sums) {
+// Adds the weights of the list to the sums of a row, times the states of the row unless these are ones.
+template <bool Ones, class T>
+static void sparse_row(const int32_t *list, int64_t count, const T *row, const T *panel, bool first, T *sums) {
   constexpr int W = width<T>, NV = kOuterVectors;
   Vec<T> acc[NV] = {};
   if (!first) {
@@ -80,9 +94,12 @@ EVIDENS_INLINE void sparse_row(const int32_t *list, int64_t count, const T *row,
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = list[i];
-    const Vec<T> s = broadcast<T>(row[at]);
+    const Vec<T> s = broadcast<T>(Ones ? T(1) : row[at]);
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[v] += s * load(panel + at * kPanel<T> + v * W);
+    for (int v = 0; v < NV; ++v) {
+      const Vec<T> w = load(panel + at * kPanel<T> + v * W);
+      acc[v] += Ones ? w : s * w;
+    }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) store(sums + v * W, acc[v]);
@@ -131,13 +148,14 @@ static void multiply(const T *rows, int64_t stride, int64_t count, int64_t depth
   int64_t sparse = 0, dense = count, listed = 0;
   for (int64_t n = 0; n < count; ++n) {
     int64_t *const begin = w.begin + sparse * (parts + 1), nonzero = 0;
+    bool ones = true;
     for (int64_t c = 0; c < parts; ++c) {
       begin[c] = listed + nonzero;
       const int64_t end = (c + 1) * kNear<T> < depth ? (c + 1) * kNear<T> : depth;
-      nonzero += list_nonzero(rows + n * stride, c * kNear<T>, end, w.list + begin[c]);
+      nonzero += list_nonzero(rows + n * stride, c * kNear<T>, end, w.list + begin[c], ones);
     }
     begin[parts] = listed + nonzero;
-    if (is_sparse(nonzero, depth)) w.row[sparse++] = n, listed += nonzero;
+    if (is_sparse(nonzero, depth)) w.ones[sparse] = ones, w.row[sparse++] = n, listed += nonzero;
     else w.row[--dense] = n;
   }
   for (int64_t k = 0; k < panels_of(units, kPanel<T>); ++k, packed += step) {
@@ -145,7 +163,9 @@ static void multiply(const T *rows, int64_t stride, int64_t count, int64_t depth
       for (int64_t i = 0; i < sparse; ++i) {
         const int64_t *const begin = w.begin + i * (parts + 1) + c;
         const int64_t listed_here = parts == 0 ? 0 : begin[1] - begin[0];
-        sparse_row(w.list + begin[0], listed_here, rows + w.row[i] * stride, packed, c == 0, w.sums + i * kPanel<T>);
+        (w.ones[i] ? sparse_row<true, T> : sparse_row<false, T>)(w.list + begin[0], listed_here,
+                                                                 rows + w.row[i] * stride, packed, c == 0,
+                                                                 w.sums + i * kPanel<T>);
       }
     }
     for (int64_t i = 0; i < sparse; ++i) epilogue(w.row[i], k * kPanel<T>, w.sums + i * kPanel<T>);

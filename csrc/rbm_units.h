@@ -65,32 +65,66 @@ template <class T> struct Units {
   template <int Kind> EVIDENS_METHOD void panel(int64_t n, int64_t first, const T *sums) const {
     using namespace evidens;
     constexpr int W = width<T>;
+    const int64_t left = layer.units - first;
+    if constexpr (Kind == kBernoulliUnits || Kind == kSpinUnits) {
+      if (left >= kPanel<T>) return coins<Kind, kOuterVectors>(n, first, sums, left);
+      for (int64_t c = 0; c < left; c += 2 * W) coins<Kind, 2>(n, first + c, sums + c, left - c);
+    } else {
+      for (int64_t c = 0; c < kPanel<T> && c < left; c += 2 * W) numbers<Kind>(n, first + c, sums + c, left - c);
+    }
+  }
+
+  // Units of two values, vectors enough at a time that they wait for one another no more.
+  template <int Kind, int NV> EVIDENS_METHOD void coins(int64_t n, int64_t at, const T *sums, int64_t left) const {
+    constexpr int W = width<T>;
+    constexpr bool spin = Kind == evidens::kSpinUnits;
+    constexpr T scale = T(spin ? -2 : -1) * Float<T>::log2e, low = T(1 - Float<T>::bias), high = T(Float<T>::bias + 1);
     const T b = beta == nullptr ? T(1) : beta[n];
-    const Vec<T> one = broadcast<T>(T(1)), off = broadcast<T>(Kind == kSpinUnits ? T(-1) : T(0));
-    const int64_t end = layer.units - first < kPanel<T> ? layer.units - first : kPanel<T>;
-    for (int64_t c = 0; c < end; c += 2 * W) {
-      Vec<T> u[2] = {};
-      if (Kind != kSoftmaxUnits && state != nullptr) stream.uniforms(row0 + uint64_t(n), first + c, u);
+    const Vec<T> one = broadcast<T>(T(1)), off = broadcast<T>(spin ? T(-1) : T(0));
+    const int64_t to = n * layer.units + at;
+    Vec<T> x[NV], e[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      x[v] = (load(sums + v * W) + load(bias + at + v * W)) * b;
+      // At 2^high, infinity.
+      e[v] = exp2_normal<T>(min<T>(max<T>(broadcast<T>(low), x[v] * scale), broadcast<T>(high)));
+    }
+    if (state != nullptr) {
+      Vec<T> u[NV];
 #pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        const int64_t at = first + c + v * W, left = layer.units - at, to = n * layer.units + at;
-        if (left <= 0) break;
-        const Vec<T> a = load(sums + c + v * W) + load(bias + at);
-        if constexpr (Kind == kGaussianUnits) {
-          if (mean != nullptr) put(mean + to, a, left);
-          const T spread = beta == nullptr ? T(1) : T(1) / (sizeof(T) == 8 ? T(__builtin_sqrt(b)) : __builtin_sqrtf(b));
-          if (state != nullptr) put(state + to, a + normal<T>(u[v]) * (load(scale + at) * spread), left);
-        } else if constexpr (Kind == kSoftmaxUnits) {
-          put((state != nullptr ? state : mean) + to, a * b, left);
-        } else {
-          const Vec<T> x = a * b, e = exp<T>(Kind == kSpinUnits ? T(-2) * x : -x);
-          if (mean != nullptr) put(mean + to, Kind == kSpinUnits ? tanh<T>(x) : T(1) / (T(1) + e), left);
-          if (state != nullptr) {
-            // u < 1 / (1 + e); with e infinite and u = 0 the product is NaN, and the unit is off.
-            const Vec<T> s = u[v] + u[v] * e < T(1) ? one : off;
-            put(state + to, x == x ? s : x, left);
-          }
-        }
+      for (int v = 0; v < NV; v += 2) {
+        stream.uniforms(row0 + uint64_t(n), at + v * W, *reinterpret_cast<Vec<T>(*)[2]>(u + v));
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        // u < 1 / (1 + e); with e infinite and u = 0 the product is NaN, and the unit is off.
+        const Vec<T> s = u[v] + u[v] * e[v] < T(1) ? one : off;
+        put(state + to + v * W, x[v] == x[v] ? s : x[v], left - v * W);
+      }
+    }
+    if (mean == nullptr) return;
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const Vec<T> m = spin ? tanh<T>(x[v]) : T(1) / (T(1) + e[v]);
+      put(mean + to + v * W, x[v] == x[v] ? m : x[v], left - v * W);
+    }
+  }
+
+  template <int Kind> EVIDENS_METHOD void numbers(int64_t n, int64_t at, const T *sums, int64_t left) const {
+    constexpr int W = width<T>;
+    const T b = beta == nullptr ? T(1) : beta[n];
+    const T spread = beta == nullptr ? T(1) : T(1) / (sizeof(T) == 8 ? T(__builtin_sqrt(b)) : __builtin_sqrtf(b));
+    Vec<T> u[2] = {};
+    if (Kind == evidens::kGaussianUnits && state != nullptr) stream.uniforms(row0 + uint64_t(n), at, u);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const int64_t to = n * layer.units + at + v * W, here = left - v * W;
+      const Vec<T> a = load(sums + v * W) + load(bias + at + v * W);
+      if constexpr (Kind == evidens::kSoftmaxUnits) {
+        put((state != nullptr ? state : mean) + to, a * b, here);
+      } else {
+        if (mean != nullptr) put(mean + to, a, here);
+        if (state != nullptr) put(state + to, a + normal<T>(u[v]) * (load(scale + at + v * W) * spread), here);
       }
     }
   }

@@ -11,6 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
+from evidens.reference.rbm import signed_weights
+
 from . import _rbm_units as kernels
 from ._device import on
 
@@ -238,30 +240,37 @@ def rbm_statistics(
     log_variance: Tensor | None,
     h_mean: Tensor | None,
     sample_weight: Tensor | None,
+    minus_v: Tensor | None,
+    minus_h: Tensor | None,
+    minus_weight: Tensor | None,
     hidden: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over rows of ``-dE / d parameter``, hidden units at their means."""
     n, (j, units) = v.shape[0], weight.shape
+    counts = signed_weights(v, sample_weight, minus_v, minus_weight)
     precision, v = _precision(log_variance), v.contiguous()
     visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()
-    sample_weight = None if sample_weight is None else sample_weight.contiguous()
+    counts = None if counts is None else counts.contiguous()
     means = weight.new_empty((n, j))
     if h_mean is None:
         _half(hidden, v, weight.T, hidden_bias, None, means, precision=precision)
     else:
         means.copy_(h_mean)
+    h = means
+    if minus_v is not None and minus_h is not None:
+        v, h = torch.cat((v, minus_v)), torch.cat((means, minus_h))
     found, sum_v, sum_h = (weight.new_empty(size) for size in ((j, units), (units,), (j,)))
     square = None if precision is None else weight.new_empty(units)
     if j * units:
         block_n, block_v, block_j = _BLOCKS[weight.element_size()]
         with on(weight):
             kernels.sums_kernel[(triton.cdiv(j, block_j) * triton.cdiv(units, block_v),)](
-                means,
+                h,
                 v,
-                sample_weight,
+                counts,
                 precision,
                 found,
-                n,
+                v.shape[0],
                 units,
                 j,
                 v.stride(0),
@@ -271,8 +280,8 @@ def rbm_statistics(
                 num_warps=_WARPS,
                 enable_fp_fusion=True,
             )
-    _columns(means, sample_weight, None, sum_h, None)
-    _columns(v, sample_weight, None if precision is None else visible_bias, sum_v, square)
+    _columns(h, counts, None, sum_h, None)
+    _columns(v, counts, None if precision is None else visible_bias, sum_v, square)
     if precision is None or square is None:
         return found, sum_v, sum_h, means, weight.new_empty(0)
     spread = 0.5 * precision * square - (weight * found).sum(0)

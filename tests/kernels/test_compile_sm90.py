@@ -312,8 +312,8 @@ def main() -> None:
                     rest = visible, hidden, levels, "visible", 1, given[0] is not None, 2**40, 5, 7
                     rbm.rbm_gibbs(v, *tensors, variance, *given, *rest)
                 rbm.rbm_free_energy(v, *tensors, variance, v[:, 0], visible, hidden)
-                rbm.rbm_statistics(v, *tensors, variance, None, None, hidden)
-            rbm.rbm_statistics(v, *tensors, None, h, v[:, 0], "spin")
+                rbm.rbm_statistics(v, *tensors, variance, *(None,) * 5, hidden)
+            rbm.rbm_statistics(v, *tensors, None, h, v[:, 0], v, h, None, "spin")
     for name in DTYPES:
         case, dtype = f"coupling {name}", getattr(torch, name)
         for shape in COUPLINGS:

@@ -72,7 +72,14 @@ def test_free_energy_and_statistics(device, size, visible, hidden, dtype, canari
                 s = ops.rbm_statistics(
                     x, *here.tensors, h_mean=h2, sample_weight=w2, **here.options
                 )
-            found.append([free, *(t for t in s if t is not None)])
+                less = ops.rbm_statistics(
+                    x,
+                    *here.tensors,
+                    minus=(x[1:], s.h_mean[1:]),
+                    minus_weight=None if w2 is None else w2[1:],
+                    **here.options,
+                )
+            found.append([free, *(t for t in (*s, *less) if t is not None)])
         for a, want in zip(found[1], found[0]):
             torch.testing.assert_close(a.cpu(), want, rtol=tolerance, atol=tolerance)
 

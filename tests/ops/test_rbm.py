@@ -116,6 +116,69 @@ def test_weight_two_is_a_row_twice():
         torch.testing.assert_close(a, b)
 
 
+@each_dtype
+@each_kind
+@pytest.mark.parametrize("size", [(3, 6, 4, 2), (130, 72, 40, 31), (400, 66, 70, 300)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_both_phases_in_one_sum(weighted, size, visible, hidden, dtype):
+    """Data less chains: in one order of sums, so as exact as either phase."""
+    n, units, hidden_units, chains = size
+    m = machine(units, hidden_units, visible, hidden, dtype)
+    both = states(n + chains, units, visible, dtype)
+    v, minus_v = both[:n], both[n:]
+    h, minus_h = torch.rand(n + chains, hidden_units).to(dtype).split((n, chains))
+    w, minus_w = (torch.rand(k).to(dtype) for k in (n, chains))
+    given = {"sample_weight": w, "minus_weight": minus_w} if weighted else {}
+    found = statistics(m, v, h_mean=h, minus=(minus_v, minus_h), **given)
+    w, minus_w = (w, minus_w) if weighted else (torch.ones(n), torch.ones(chains))
+    wide, eps = m.to(torch.float64), torch.finfo(dtype).eps
+    sides = [
+        statistics(wide, a.double(), h_mean=b.double(), sample_weight=c.double())
+        for a, b, c in ((v, h, w), (minus_v, minus_h, minus_w))
+    ]
+    sizes = [
+        statistics(
+            wide.with_(weight=wide.weight.abs()),
+            a.double().abs(),
+            h_mean=b.double(),
+            sample_weight=c.double(),
+        )
+        for a, b, c in ((v, h, w), (minus_v, minus_h, minus_w))
+    ]
+    rounding = eps * (min(n + chains, 1024) + 6)
+    bound = rounding * (sizes[0].weight + sizes[1].weight)
+    assert_within(found.weight, sides[0].weight - sides[1].weight, bound, "weight")
+    for name in ("visible", "hidden", "log_variance"):
+        plus, minus, got = (getattr(s, name) for s in (*sides, found))
+        assert (got is None) == (plus is None)
+        if got is not None:
+            tolerance = (n + chains) * hidden_units * 64 * eps
+            torch.testing.assert_close(got.double(), plus - minus, rtol=0, atol=tolerance)
+    assert torch.equal(found.h_mean, h)
+    with evidens.backend("reference"):
+        want = statistics(m, v, h_mean=h, minus=(minus_v, minus_h), **given)
+    for a, b in zip(found, want):
+        if a is not None:
+            tolerance = (n + chains) * hidden_units * 64 * eps
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def test_a_number_weights_the_other_rows():
+    m = machine(12, 5)
+    v, minus = states(6, 12, "bernoulli", torch.float64), states(4, 12, "bernoulli", torch.float64)
+    h = torch.rand(4, 5).double()
+    for weight in (1, 1.5):
+        found = statistics(m, v, minus=(minus, h), minus_weight=weight)
+        want = statistics(m, v, minus=(minus, h), minus_weight=torch.full((4,), weight).double())
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, want))
+    alone, none = statistics(m, v), (minus[:0], h[:0])
+    found = statistics(m, v, minus=none)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, alone))
+    nothing = statistics(m, v, minus=(v, alone.h_mean))
+    for t in nothing[:3]:
+        torch.testing.assert_close(t, torch.zeros_like(t), rtol=0, atol=1e-13)
+
+
 def test_large_fields_neither_overflow_nor_vanish():
     """Softplus, not log(1 + exp): weights of size 50 and biases without end."""
     for dtype in DTYPES:
@@ -206,7 +269,7 @@ def test_opcheck(visible, hidden):
     rest = (visible, hidden, levels, "hidden", 1, True, -3, 5, 7)
     torch.library.opcheck(inner.rbm_gibbs.default, (h, *base[1:], None, None, None, *rest))
     torch.library.opcheck(inner.rbm_free_energy.default, (*base, beta, visible, hidden))
-    for given in ((None, None), (h, weight)):
+    for given in ((None,) * 5, (h, weight, None, None, None), (h, weight, v, h, weight)):
         torch.library.opcheck(inner.rbm_statistics.default, (*base, *given, hidden))
 
 

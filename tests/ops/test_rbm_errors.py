@@ -83,6 +83,25 @@ CASES = [
         TypeError,
         r"sample_weight is torch.float32",
     ),
+    (lambda: statistics(minus_weight=2.0), ValueError, r"minus_weight goes with minus="),
+    (lambda: statistics(minus=3), TypeError, r"minus must be two tensors.* got int"),
+    (
+        lambda: statistics(minus=(V, V)),
+        ValueError,
+        r"minus\[1\] must have shape \(M, J\) = \(5, 4\)",
+    ),
+    (lambda: statistics(minus=(V[0], H)), ValueError, r"minus\[0\] must have shape \(M, V\)"),
+    (lambda: statistics(minus=(V.float(), H)), TypeError, r"minus\[0\] is torch.float32"),
+    (
+        lambda: statistics(minus=(V, H), minus_weight=V),
+        ValueError,
+        r"minus_weight must have shape \(M,\) = \(5,\), got \(5, 6\)",
+    ),
+    (
+        lambda: statistics(minus=(V, H), minus_weight="all"),
+        TypeError,
+        r"minus_weight must be a number or a tensor \(M,\), got 'all'",
+    ),
     (
         lambda: statistics(m=M.with_(weight=M.weight.clone().requires_grad_())),
         RuntimeError,

@@ -228,7 +228,8 @@ def test_number_of_threads(visible):
             torch.set_num_threads(threads)
             s = ops.rbm_statistics(v, *m.tensors, sample_weight=weight, **m.options)
             free = ops.rbm_free_energy(v, *m.tensors, **m.options)
-            results.append([*gibbs(m, v, steps=3), *s[:4], free])
+            both = ops.rbm_statistics(v, *m.tensors, minus=(v[7:], s.h_mean[7:]), **m.options)
+            results.append([*gibbs(m, v, steps=3), *s[:4], both.weight, both.visible, free])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -285,7 +286,8 @@ PROGRAM = """
             v = states(50, 39, visible, dtype)
             s = ops.rbm_statistics(v, *m.tensors, **m.options)
             free = ops.rbm_free_energy(v, *m.tensors, **m.options)
-            out.append([*gibbs(m, v), *s[:4], free])
+            less = ops.rbm_statistics(v, *m.tensors, minus=(v[9:], s.h_mean[9:]), **m.options)
+            out.append([*gibbs(m, v), *s[:4], *less[:3], free])
     torch.save(out, {file!r})
 """
 

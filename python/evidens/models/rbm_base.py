@@ -339,7 +339,7 @@ class RBM(
             Stream(*map(int, self.stream_)),
             chains,
             ladder,
-            tensor(self.visible_means_).to(p.weight),
+            tensor(self.visible_means_).to(p.weight).clone(),  # a file aligns nothing
             tensor(self.hidden_means_).to(p.weight).clone(),
         )
         learner.velocity = getattr(self, "_velocity", {})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,32 +89,33 @@ class Learner:
             if total == 0:
                 return
         v = self._with_class(x, labels)
-        plus = ops.rbm_statistics(v, *p.arguments, sample_weight=weight, **p.kinds)
-        minus_v, minus_h = self._negative(v, plus.h_mean, absent)
-        minus_weight = weight if self.method == "cd" else None
-        minus = ops.rbm_statistics(
-            minus_v, *p.arguments, h_mean=minus_h, sample_weight=minus_weight, **p.kinds
+        h_mean = p.hidden_mean(v) if self.method == "cd" else None
+        minus = self._negative(v, h_mean, absent)
+        found = ops.rbm_statistics(
+            v,
+            *p.arguments,
+            h_mean=h_mean,
+            sample_weight=weight,
+            minus=minus,
+            minus_weight=weight if self.method == "cd" else total / len(minus[0]),
+            **p.kinds,
         )
-        hidden = plus.hidden.clone() if self.visible_offset is not None else plus.hidden
         a = share / total
-        b = a if self.method == "cd" else share / len(minus_v)
-
-        def difference(of: Callable[[Any], Tensor]) -> Tensor:
-            return of(plus).mul_(a).sub_(of(minus), alpha=b)
-
         steps = {
-            "weight": difference(lambda s: s.weight),
-            "visible_bias": difference(lambda s: s.visible),
-            "hidden_bias": difference(lambda s: s.hidden),
+            "weight": found.weight.mul_(a),
+            "visible_bias": found.visible.mul_(a),
+            "hidden_bias": found.hidden.mul_(a),
         }
         if p.log_variance is not None:
             # In units of the variance: a small one would blow the step up.
             variance = p.log_variance.exp()
             steps["weight"].mul_(variance)
             steps["visible_bias"].mul_(variance)
-            steps["log_variance"] = difference(lambda s: s.log_variance).clamp_(-1, 1)
+            assert found.log_variance is not None
+            steps["log_variance"] = found.log_variance.mul_(a).clamp_(-1, 1)
             steps["log_variance"][p.pixels :] = 0  # a class has none
         if self.visible_offset is not None:
+            hidden = found.h_mean.sum(0) if weight is None else weight @ found.h_mean
             self._centre(steps, hidden / total)
         if self.weight_decay:
             steps["weight"].sub_(p.weight, alpha=self.weight_decay)
@@ -135,9 +134,11 @@ class Learner:
         label = draw_class(logits, labels, self.stream, self.stream.take(1))
         return torch.cat([x, label], 1)
 
-    def _negative(self, v: Tensor, h_mean: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _negative(
+        self, v: Tensor, h_mean: Tensor | None, absent: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """States of the visible units and means of the hidden ones under the model."""
-        if self.method == "cd":
+        if h_mean is not None:
             h = draw_hidden(self.p, h_mean, self.stream)
             held = None if absent is None else {"clamped": absent, "values": v}
             moves = advance(self.p, h, self.steps, self.stream, **(held or {}))

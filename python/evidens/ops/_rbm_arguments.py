@@ -132,17 +132,58 @@ def inverse_temperature(
     return beta.expand(rows)
 
 
-def vector(op: str, name: str, t: Tensor | None, rows: int, m: Machine) -> Tensor | None:
+def vector(
+    op: str, name: str, letter: str, t: Tensor | None, rows: int, m: Machine
+) -> Tensor | None:
     """A number for each row, or None."""
     if t is None:
         return None
     (t,) = checks.widen(op, (name, t))
     if t.shape != (rows,):
         raise ValueError(
-            f"evidens.{op}: {name} must have shape (N,) = ({rows},), got {tuple(t.shape)}"
+            f"evidens.{op}: {name} must have shape ({letter},) = ({rows},), got {tuple(t.shape)}"
         )
     checks.alike(op, name, t, m.weight, "weight")
     return t
+
+
+def other_rows(
+    op: str, minus: tuple[Tensor, Tensor] | None, weight: Tensor | float | None, m: Machine
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """States, hidden means and weights of the rows whose sums are taken off, or three None."""
+    if minus is None:
+        if weight is not None:
+            raise ValueError(
+                f"evidens.{op}: minus_weight goes with minus=(v, h_mean), the rows that it weights"
+            )
+        return None, None, None
+    try:
+        v, h = minus
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"evidens.{op}: minus must be two tensors, states (M, V) and hidden means (M, J), got "
+            f"{type(minus).__name__}"
+        ) from None
+    v, h = checks.widen(op, ("minus[0]", v), ("minus[1]", h))
+    units, j = m.units
+    rows = v.shape[0] if v.ndim else 0
+    checks.arguments(
+        op,
+        m.weight,
+        {"M": rows, "V": units, "J": j},
+        lambda: f"weight (J, V) = {(j, units)} and as many rows of both",
+        ("minus[0]", v, "MV"),
+        ("minus[1]", h, "MJ"),
+        other="weight",
+    )
+    if weight is None or isinstance(weight, Tensor):
+        return v, h, vector(op, "minus_weight", "M", weight, rows, m)
+    try:
+        return v, h, None if weight == 1 else v.new_full((rows,), float(weight))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"evidens.{op}: minus_weight must be a number or a tensor (M,), got {weight!r}"
+        ) from None
 
 
 def clamping(

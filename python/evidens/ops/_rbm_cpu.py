@@ -120,6 +120,9 @@ def statistics(
     log_variance: Tensor | None,
     h_mean: Tensor | None,
     sample_weight: Tensor | None,
+    minus_v: Tensor | None,
+    minus_h: Tensor | None,
+    minus_weight: Tensor | None,
     hidden: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, (j, units) = v.shape[0], weight.shape
@@ -132,9 +135,10 @@ def statistics(
         else h_mean.clone(memory_format=torch.contiguous_format)
     )
     v = contiguous_rows(v)
-    weight, visible_bias, hidden_bias, sample_weight = _machine(  # type: ignore[assignment]
-        weight, visible_bias, hidden_bias, sample_weight
+    weight, visible_bias, hidden_bias, sample_weight, minus_weight = _machine(  # type: ignore[assignment]
+        weight, visible_bias, hidden_bias, sample_weight, minus_weight
     )
+    minus_v, minus_h = (t if t is None else contiguous_rows(t) for t in (minus_v, minus_h))
     precision = _precision(log_variance)
     library.rbm_statistics(
         weight.dtype is torch.float64,
@@ -151,6 +155,12 @@ def statistics(
         means.data_ptr(),
         j,
         address(sample_weight),
+        0 if minus_v is None else minus_v.shape[0],
+        address(minus_v),
+        0 if minus_v is None else minus_v.stride(0),
+        address(minus_h),
+        0 if minus_h is None else minus_h.stride(0),
+        address(minus_weight),
         0 if precision is None else visible_bias.data_ptr(),
         found.data_ptr(),
         sum_v.data_ptr(),

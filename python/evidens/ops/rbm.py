@@ -126,7 +126,8 @@ _free_energy = _registry.Op(
 _statistics = _registry.Op(
     "rbm",
     "rbm_statistics(Tensor v, Tensor weight, Tensor visible_bias, Tensor hidden_bias, "
-    "Tensor? log_variance, Tensor? h_mean, Tensor? sample_weight, str hidden) "
+    "Tensor? log_variance, Tensor? h_mean, Tensor? sample_weight, Tensor? minus_v, "
+    "Tensor? minus_h, Tensor? minus_weight, str hidden) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.statistics,
     reference=reference.rbm_statistics,
@@ -304,6 +305,8 @@ def rbm_statistics(
     *,
     h_mean: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    minus: tuple[Tensor, Tensor] | None = None,
+    minus_weight: Tensor | float | None = None,
     visible: str = "bernoulli",
     hidden: str = "bernoulli",
     levels: int | None = None,
@@ -312,7 +315,10 @@ def rbm_statistics(
     """Sums over rows of ``-dE / d parameter`` with the hidden units at their means, in one pass.
 
     They are one phase of the gradient: with those of the data and of M chains, the gradient of the
-    mean log-likelihood of N rows is ``data / N - chains / M``.  For discrete visible units they are
+    mean log-likelihood of N rows is ``data / N - chains / M``.  With ``minus``, the visible states
+    and hidden means of the chains, both phases are one sum: the result is ``data - minus_weight
+    chains``, N times the gradient where ``minus_weight`` is N / M.  For discrete visible units the
+    sums are
     ``sum h_mean v^T``, ``sum v`` and ``sum h_mean``.  For Gaussian ones
     ``sum h_mean (v / s^2)^T``, ``sum (v - b) / s^2``, ``sum h_mean``, and of the log-variance
     ``sum (v - b)^2 / (2 s^2) - (v / s^2) W^T h_mean``.
@@ -323,6 +329,9 @@ def rbm_statistics(
         h_mean: (N, J) means of the hidden units given v, where they are known (the last ones of
             `rbm_gibbs` from ``start="hidden"``, say): then they are not computed again.
         sample_weight: (N,) or None for 1.
+        minus: (M, V) and (M, J), states and means of other rows, whose sums are taken off: what
+            `rbm_gibbs` gives as ``v`` and ``h_mean``.
+        minus_weight: of these rows, a number or (M,); None for 1.
         visible, hidden, levels, log_variance: the kinds of units, as above.
 
     Returns:
@@ -342,6 +351,10 @@ def rbm_statistics(
         >>> s = evidens.ops.rbm_statistics(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), weight, *biases)
         >>> s.weight, s.visible, s.hidden
         (tensor([[1.0000, 0.5000]]), tensor([2., 1.]), tensor([1.]))
+        >>> chains = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5]])
+        >>> v = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> evidens.ops.rbm_statistics(v, weight, *biases, minus=chains, minus_weight=2.0).weight
+        tensor([[ 0.0000, -0.5000]])
     """
     op = "rbm_statistics"
     m = given.machine(
@@ -358,9 +371,12 @@ def rbm_statistics(
             ("h_mean", h_mean, "NJ"),
             other="weight",
         )
-    sample_weight = given.vector(op, "sample_weight", sample_weight, rows, m)
-    checks.no_gradient(op, *m[:5], h_mean, sample_weight, instead="rbm_free_energy")
-    product, sum_v, sum_h, means, spread = _statistics(*m[:5], h_mean, sample_weight, hidden)
+    sample_weight = given.vector(op, "sample_weight", "N", sample_weight, rows, m)
+    taken_off = given.other_rows(op, minus, minus_weight, m)
+    checks.no_gradient(op, *m[:5], h_mean, sample_weight, *taken_off, instead="rbm_free_energy")
+    product, sum_v, sum_h, means, spread = _statistics(
+        *m[:5], h_mean, sample_weight, *taken_off, hidden
+    )
     return RBMStatistics(
         product, sum_v, sum_h, means, spread if m.log_variance is not None else None
     )

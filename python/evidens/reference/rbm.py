@@ -235,6 +235,17 @@ def rbm_free_energy_backward(
     return grad_v, pulled.T @ seen, grad_visible, pulled.sum(0), grad_log_variance, grad_beta
 
 
+def signed_weights(
+    v: Tensor, sample_weight: Tensor | None, minus_v: Tensor | None, minus_weight: Tensor | None
+) -> Tensor | None:
+    """Weights of the rows, then minus those of the rows that are taken off; None for 1."""
+    if minus_v is None:
+        return sample_weight
+    plus = v.new_ones(v.shape[0]) if sample_weight is None else sample_weight
+    minus = v.new_ones(minus_v.shape[0]) if minus_weight is None else minus_weight
+    return torch.cat((plus, -minus))
+
+
 def rbm_statistics(
     v: Tensor,
     weight: Tensor,
@@ -243,9 +254,18 @@ def rbm_statistics(
     log_variance: Tensor | None,
     h_mean: Tensor | None,
     sample_weight: Tensor | None,
+    minus_v: Tensor | None,
+    minus_h: Tensor | None,
+    minus_weight: Tensor | None,
     hidden: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over rows of ``-dE / d parameter``, hidden units at their means.
+
+    Args:
+        h_mean: (N, J) or None: they are computed.
+        sample_weight: (N,) or None for 1.
+        minus_v, minus_h: (M, V), (M, J) or None: rows whose sums are taken off.
+        minus_weight: (M,) or None for 1.
 
     Returns:
         weight (J, V), visible (V,), hidden (J,), means (N, J), log_variance (V,), which is empty
@@ -255,8 +275,11 @@ def rbm_statistics(
         h_mean = means(hidden_field(v, weight, hidden_bias, log_variance), hidden)
     else:
         h_mean = h_mean.clone()
-    counted = h_mean if sample_weight is None else h_mean * sample_weight[:, None]
-    ones = v.new_ones(v.shape[0]) if sample_weight is None else sample_weight
+    counts, h = signed_weights(v, sample_weight, minus_v, minus_weight), h_mean
+    if minus_v is not None and minus_h is not None:
+        v, h = torch.cat((v, minus_v)), torch.cat((h, minus_h))
+    counted = h if counts is None else h * counts[:, None]
+    ones = v.new_ones(v.shape[0]) if counts is None else counts
     if log_variance is None:
         return counted.T @ v, ones @ v, counted.sum(0), h_mean, v.new_zeros(0)
     precision, away = torch.exp(-log_variance), v - visible_bias
