@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,14 @@ class RBMParameters:
             "levels": self.levels,
             "log_variance": self.log_variance,
         }
+
+    def checksum(self) -> int:
+        """32 bits that change with the parameters and the kinds of the units."""
+        parts = [t for t in (*self.arguments, self.log_variance) if t is not None]
+        found = zlib.crc32(f"{self.visible} {self.hidden} {self.levels} {self.classes}".encode())
+        for t in parts:
+            found = zlib.crc32(t.detach().cpu().contiguous().numpy().data, found)
+        return found
 
     @property
     def pixels(self) -> int:
