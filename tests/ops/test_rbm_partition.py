@@ -366,3 +366,17 @@ def test_base_model():
     base = reference.base_log_partition(a, 4, 1)
     alone = Machine(torch.zeros(4, 6).double(), a, torch.zeros(4).double(), {})
     torch.testing.assert_close(base, alone.exact(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energies_out_of_range_name_what_is_too_large(dtype):
+    for hidden in (0, 2):
+        weight, c = torch.zeros(hidden, 3, dtype=dtype), torch.zeros(hidden, dtype=dtype)
+        large = torch.full((3,), 1e30, dtype=dtype)
+        with pytest.raises(ValueError, match=r"weights of up to 0 and biases of up to 1e\+30"):
+            ops.rbm_exact_log_partition(weight, large, c)
+    huge = torch.full((3,), 3e38 if dtype is torch.float32 else 1.7e308, dtype=dtype)
+    for hidden in (0, 2):
+        weight, c = torch.zeros(hidden, 3, dtype=dtype), torch.zeros(hidden, dtype=dtype)
+        with pytest.raises(ValueError, match="weights of up to 0 and biases of up to "):
+            ops.rbm_ais(weight, huge, c, base_bias=-huge, seed=0, chains=2, rungs=2)

@@ -107,9 +107,10 @@ class RBMQueries(RBMImpute):
     ) -> float:
         """``log Z``, for `log_prob` from now on.
 
-        By enumeration of the smaller layer where it has at most 20 units, else by annealed
+        By enumeration of the smaller layer where it has at most 2^20 states, else by annealed
         importance sampling, which is unbiased for Z and so low for log Z on average: too few
-        rungs flatter the model.  The interval shows it.
+        rungs flatter the model.  The interval shows it unless all chains miss a mode; so the
+        estimate is held against what the persistent chains and modes near them weigh.
 
         Args:
             exact: True asks for enumeration of up to 30 units, False for sampling.
@@ -125,6 +126,10 @@ class RBMQueries(RBMImpute):
         Raises:
             ValueError: ``exact=True`` with more units than can be enumerated.
 
+        Warns:
+            RuntimeWarning: states of the machine weigh more than the interval allows; their weight
+                is log Z then, and the interval has no upper end.
+
         Source: Salakhutdinov and Murray, On the quantitative analysis of deep belief networks
         (2008).
         """
@@ -133,6 +138,7 @@ class RBMQueries(RBMImpute):
         found = log_partition(
             p,
             self._bias_of_means(tensor(self.visible_means_)[: p.pixels]).to(p.weight),
+            states=tensor(self.h_samples_).cpu(),
             exact=exact,
             chains=chains,
             rungs=rungs,
