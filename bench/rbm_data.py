@@ -65,10 +65,9 @@ class Persistent:
 
         for rows in x.split(self.chains.shape[0]):
             tensors = self.weight, self.visible_bias, self.hidden_bias
-            v, self.chains, _, mean = ops.rbm_gibbs(
-                self.chains, *tensors, start="hidden", means=True, seed=self.seed, step0=self.step
+            steps, self.chains = ops.rbm_pcd(
+                rows, self.chains, *tensors, seed=self.seed, step0=self.step
             )
-            steps = ops.rbm_statistics(rows, *tensors, minus=(v, mean))
             for parameter, step in zip(tensors, steps):
                 parameter.add_(step, alpha=self.rate / len(rows))
             self.step += 1

@@ -390,6 +390,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("sample_weight"), py::arg("minus_rows"), py::arg("minus_v"), py::arg("minus_v_row"),
         py::arg("minus_h_mean"), py::arg("minus_h_row"), py::arg("minus_weight"), py::arg("centre"),
         py::arg("sum_weight"), py::arg("sum_v"), py::arg("sum_h"), py::arg("square"));
+  m.def("rbm_pcd", &rbm_pcd, release, py::arg("is_double"), py::arg("rows"), py::arg("chains"), py::arg("visible"),
+        py::arg("hidden"), py::arg("visible_kind"), py::arg("hidden_kind"), py::arg("levels"), py::arg("weight"),
+        py::arg("visible_bias"), py::arg("hidden_bias"), py::arg("precision"), py::arg("scale"), py::arg("v"),
+        py::arg("v_row"), py::arg("h"), py::arg("h_row"), py::arg("sample_weight"), py::arg("minus_weight"),
+        py::arg("steps"), py::arg("step0"), py::arg("row0"), py::arg("seed"), py::arg("new_h"), py::arg("h_mean"),
+        py::arg("sum_weight"), py::arg("sum_v"), py::arg("sum_h"), py::arg("square"));
   m.def("rbm_ais", &rbm_ais, release, py::arg("is_double"), py::arg("chains"), py::arg("visible"), py::arg("hidden"),
         py::arg("visible_kind"), py::arg("levels"), py::arg("weight"), py::arg("visible_bias"), py::arg("hidden_bias"),
         py::arg("base_bias"), py::arg("rungs"), py::arg("beta"), py::arg("seed"), py::arg("row0"),

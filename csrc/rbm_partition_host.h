@@ -19,8 +19,6 @@ inline void rbm_ais(bool is_double, int64_t chains, int64_t visible, int64_t hid
   p.row0 = row0, p.seed = seed;
   const RbmAnnealing a{at(base_bias), at<double>(beta), rungs, at<double>(log_weights)};
   const Buffer packed = rbm_packed(machine, is_double, p, true);
-  rbm_pack(machine, p, false);
-  rbm_pack(machine, p, true);
   rbm_blocks(
       double(chains) * double(visible) * double(hidden) * 2 * double(rungs), chains,
       [&](int64_t rows) { return kernel.scratch_bytes(p, rows); },

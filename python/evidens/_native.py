@@ -39,10 +39,11 @@ def empty(
 ) -> torch.Tensor:
     """An uninitialised result on the device of ``like``, which the kernel will fill whole."""
     held: Workspace | None = getattr(_here, "workspace", None)
-    dtype = dtype or like.dtype
-    if held is not None and math.prod(shape) * dtype.itemsize >= _LARGE:
-        return held.take(like, shape, dtype)
-    result = like.new_empty(shape, dtype=dtype)
+    if held is not None and math.prod(shape) * (dtype or like.dtype).itemsize >= _LARGE:
+        return held.take(like, shape, dtype or like.dtype)
+    # Sizes one by one: a tuple of them costs half a microsecond.
+    plain = dtype is None and len(shape) > 0
+    result = like.new_empty(*shape) if plain else like.new_empty(shape, dtype=dtype)
     if result.nbytes >= _LARGE:
         library.expect_whole(result.data_ptr(), result.nbytes)
     return result

@@ -85,6 +85,21 @@ def test_free_energy_and_statistics(device, size, visible, hidden, dtype, canari
 
 
 @each_kind
+def test_pcd_is_its_parts(device, visible, hidden):
+    m = move(machine(9, 12, visible, hidden), device)
+    v = states(5, 9, visible, torch.float64).to(device)
+    h = states(3, 12, hidden, torch.float64).to(device)
+    with evidens.backend("triton"):
+        found, after = ops.rbm_pcd(v, h, *m.tensors, seed=3, minus_weight=0.5, **m.options)
+        minus_v, new, _, mean = gibbs(m, h, seed=3, start="hidden", means=True)
+        want = ops.rbm_statistics(
+            v, *m.tensors, minus=(minus_v, mean), minus_weight=0.5, **m.options
+        )
+    assert torch.equal(after, new)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, want))
+
+
+@each_kind
 def test_what_is_not_a_number_stays_none(device, visible, hidden):
     m = machine(6, 4, visible, hidden, torch.float32)
     v = states(5, 6, visible, torch.float32)

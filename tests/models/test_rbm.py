@@ -227,15 +227,16 @@ def test_pseudo_likelihood_is_scikit_learns():
 
 def test_no_second_path(monkeypatch):
     """Every draw, statistic and density goes through the ops."""
-    rbm = bernoulli()
+    rbm, cd = bernoulli(), bernoulli().set_params(method="cd")
     X = Joint(rbm).v
 
     def refuse(*args, **kwargs):
         raise RuntimeError("an op was called")
 
     for op, calls in {
-        "rbm_gibbs": (lambda: rbm.sample(2), lambda: rbm.gibbs(X), lambda: rbm.fit(X)),
-        "rbm_statistics": (lambda: rbm.fit(X), lambda: rbm.partial_fit(X)),
+        "rbm_gibbs": (lambda: rbm.sample(2), lambda: rbm.gibbs(X), lambda: cd.fit(X)),
+        "rbm_statistics": (lambda: cd.fit(X), lambda: cd.partial_fit(X)),
+        "rbm_pcd": (lambda: rbm.fit(X), lambda: rbm.partial_fit(X)),
         "rbm_free_energy": (lambda: rbm.free_energy(X), lambda: rbm.score_samples(X)),
         "rbm_exact_log_partition": (lambda: rbm.log_partition(),),
         "rbm_ais": (lambda: rbm.log_partition(exact=False),),

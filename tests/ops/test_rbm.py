@@ -271,6 +271,9 @@ def test_opcheck(visible, hidden):
     torch.library.opcheck(inner.rbm_free_energy.default, (*base, beta, visible, hidden))
     for given in ((None,) * 5, (h, weight, None, None, None), (h, weight, v, h, weight)):
         torch.library.opcheck(inner.rbm_statistics.default, (*base, *given, hidden))
+    for given in ((None, None), (weight, weight)):
+        rest = (*given, visible, hidden, levels, 2, -3, 5, 7)
+        torch.library.opcheck(inner.rbm_pcd.default, (v, h, *base[1:], *rest))
 
 
 @pytest.mark.parametrize("visible", ["bernoulli", "gaussian", "softmax"])
@@ -284,7 +287,8 @@ def test_compile(visible):
         with torch.no_grad():
             drawn = gibbs(n, v, steps=2, beta=0.5)
             s = statistics(n, v)
-        return *drawn, *s[:4], (free_energy(n, v) - free_energy(n, drawn[0])).sum()
+            step, h = ops.rbm_pcd(v, drawn[1], *n.tensors, seed=1, **n.options)
+        return *drawn, *s[:4], *step[:4], h, (free_energy(n, v) - free_energy(n, drawn[0])).sum()
 
     compiled = torch.compile(program, fullgraph=True)
     results = []
@@ -322,9 +326,12 @@ def test_the_compiled_kernels_run(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("the compiled kernel was called")
 
-    for name in ("rbm_gibbs", "rbm_free_energy", "rbm_statistics"):
+    def pcd(m, v):
+        return ops.rbm_pcd(v, torch.zeros(2, 4).double(), *m.tensors, seed=0)
+
+    for name in ("rbm_gibbs", "rbm_free_energy", "rbm_statistics", "rbm_pcd"):
         monkeypatch.setattr(evidens._native.library, name, refuse)
-    for call in (gibbs, free_energy, statistics):
+    for call in (gibbs, free_energy, statistics, pcd):
         with pytest.raises(AssertionError, match="compiled kernel was called"):
             call(m, v)
         with evidens.backend("reference"):

@@ -26,6 +26,10 @@ def statistics(v=V, m=M, **options):
     return ops.rbm_statistics(v, *m.tensors, **(m.options | options))
 
 
+def pcd(v=V, h=H, m=M, **options):
+    return ops.rbm_pcd(v, h, *m.tensors, **({"seed": 0} | m.options | options))
+
+
 GAUSSIAN, SOFTMAX = machine(6, 4, "gaussian"), machine(6, 4, "softmax")
 PART = torch.tensor([True, False, False, False, False, False])
 
@@ -83,6 +87,15 @@ CASES = [
         TypeError,
         r"sample_weight is torch.float32",
     ),
+    (lambda: pcd(h=V), ValueError, r"rbm_pcd: h must have shape \(M, J\) = \(5, 4\) for 4 hidden"),
+    (lambda: pcd(h=H[0]), ValueError, r"h must have shape \(M, J\) = \(4, 4\) .*got \(4,\)"),
+    (lambda: pcd(h=H.float()), TypeError, r"h is torch.float32 .*h.to\(weight\)"),
+    (lambda: pcd(h=[0.0]), TypeError, r"h must be a torch.Tensor, got list"),
+    (lambda: pcd(H), ValueError, r"v must have shape \(N, V\) = \(5, 6\)"),
+    (lambda: pcd(steps=0), ValueError, r"steps must be at least 1, got 0"),
+    (lambda: pcd(sample_weight=V), ValueError, r"sample_weight must have shape \(N,\) = \(5,\)"),
+    (lambda: pcd(minus_weight=H), ValueError, r"minus_weight must have shape \(M,\) = \(5,\)"),
+    (lambda: pcd(h=H.clone().requires_grad_()), RuntimeError, r"rbm_pcd offers no gradient"),
     (lambda: statistics(minus_weight=2.0), ValueError, r"minus_weight goes with minus="),
     (lambda: statistics(minus=3), TypeError, r"minus must be two tensors.* got int"),
     (

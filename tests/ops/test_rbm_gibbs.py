@@ -218,6 +218,51 @@ def test_a_row_does_not_know_its_batch(visible, hidden, dtype):
         assert all(torch.equal(a[0], w[n]) for a, w in zip(alone, whole))
 
 
+@each_dtype
+@each_kind
+@pytest.mark.parametrize("size", [(1, 6, 3, 1), (70, 36, 70, 31), (5, 300, 129, 9)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_pcd_is_its_parts(weighted, size, visible, hidden, dtype, poison):
+    """Steps of the chains, then the rows less the chains: the same bits."""
+    n, units, hidden_units, chains = size
+    m = machine(units, hidden_units, visible, hidden, dtype)
+    v, h = states(n, units, visible, dtype), states(chains, hidden_units, hidden, dtype)
+    w, minus_w = (torch.rand(k).to(dtype) if weighted else None for k in (n, chains))
+    stream = dict(steps=2, seed=2**65 + 3, step0=4, row0=7)
+    weights = dict(sample_weight=w, minus_weight=minus_w)
+    for backend in ("cpu", "reference"):
+        with evidens.backend(backend):
+            found, after = ops.rbm_pcd(v, h, *m.tensors, **m.options, **stream, **weights)
+            minus_v, new, _, mean = gibbs(m, h, start="hidden", means=True, **stream)
+            want = ops.rbm_statistics(v, *m.tensors, minus=(minus_v, mean), **m.options, **weights)
+        assert torch.equal(after, new)
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(found, want))
+
+
+def test_pcd_takes_rows_that_lie_anywhere():
+    m = machine(36, 20, dtype=torch.float32)
+    v, h = states(9, 36, "bernoulli", torch.float32), states(5, 20, "bernoulli", torch.float32)
+    want, chains = ops.rbm_pcd(v, h, *m.tensors, seed=1)
+    turned = m.with_(weight=m.weight.T.contiguous().T)
+    for a, b in ((v.T.contiguous().T, torch.cat((h, h), 1)[:, :20]), (v, h.T.contiguous().T)):
+        found, after = ops.rbm_pcd(a, b, *turned.tensors, seed=1)
+        assert torch.equal(after, chains)
+        assert all(map(torch.equal, found[:4], want[:4]))
+
+
+@pytest.mark.parametrize(
+    ("n", "chains", "units", "hidden"),
+    [(0, 3, 6, 2), (3, 0, 6, 2), (3, 2, 0, 4), (3, 2, 6, 0), (0, 0, 0, 0)],
+)
+def test_pcd_of_nothing(n, chains, units, hidden):
+    m = machine(units, hidden)
+    h = torch.zeros(chains, hidden).double()
+    found, after = ops.rbm_pcd(torch.zeros(n, units).double(), h, *m.tensors, seed=0)
+    assert (found.weight.shape, found.h_mean.shape) == ((hidden, units), (n, hidden))
+    assert after.shape == h.shape
+    assert all(t.isfinite().all() for t in found[:4])
+
+
 @pytest.mark.parametrize("visible", ["bernoulli", "gaussian", "softmax"])
 def test_number_of_threads(visible):
     m = machine(96, 130, visible, dtype=torch.float32)
@@ -229,7 +274,9 @@ def test_number_of_threads(visible):
             s = ops.rbm_statistics(v, *m.tensors, sample_weight=weight, **m.options)
             free = ops.rbm_free_energy(v, *m.tensors, **m.options)
             both = ops.rbm_statistics(v, *m.tensors, minus=(v[7:], s.h_mean[7:]), **m.options)
-            results.append([*gibbs(m, v, steps=3), *s[:4], both.weight, both.visible, free])
+            pcd, h = ops.rbm_pcd(v, s.h_mean[9:].round(), *m.tensors, seed=1, **m.options)
+            rest = both.weight, both.visible, free, *pcd[:4], h
+            results.append([*gibbs(m, v, steps=3), *s[:4], *rest])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

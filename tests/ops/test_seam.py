@@ -45,6 +45,7 @@ MACHINES = (  # test_rbm*.py of these
     "rbm_exact_log_partition",
     "rbm_free_energy",
     "rbm_gibbs",
+    "rbm_pcd",
     "rbm_statistics",
 )
 # Of torch's own ops and of other ops, so there is nothing to register.

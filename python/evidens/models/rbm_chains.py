@@ -102,6 +102,7 @@ def advance(
     """
     if not p.classes:
         for part in parts(steps, len(h) * p.weight.numel()):
+            step = stream.take(part)  # before the seed, which it may change
             moves = Moves(
                 *ops.rbm_gibbs(
                     h,
@@ -112,7 +113,7 @@ def advance(
                     beta=beta,
                     clamped=clamped,
                     values=values,
-                    step0=stream.take(part),
+                    step0=step,
                     means=True,
                     **p.kinds,
                 )

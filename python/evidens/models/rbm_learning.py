@@ -16,7 +16,8 @@ from evidens.models.rbm_parameters import LOG_VARIANCE, RBMParameters
 STEPS = ("weight", "visible_bias", "hidden_bias", "log_variance")
 # Share of the batch in the running mean of the hidden units, the offset of centred gradients.
 FOLLOW = 0.01
-# Root mean square of a step beyond which learning has gone astray; biases follow rows of any size.
+# Root mean square of a step beyond which learning has gone astray, of weights and of biases: these
+# follow what lies outside the range of a unit, too.
 ASTRAY, ASTRAY_BIAS = 10.0, 1000.0
 
 
@@ -53,6 +54,12 @@ class Learner:
     visible_offset: Tensor | None = None
     hidden_offset: Tensor | None = None
     velocity: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.astray_bias = ASTRAY_BIAS
+        if self.p.log_variance is not None and self.visible_offset is not None:
+            # Biases of hidden units take the offset of numbers off again, whatever it is.
+            self.astray_bias *= 1 + float(self.visible_offset.abs().max())
 
     def step(
         self,
@@ -91,22 +98,13 @@ class Learner:
             if total == 0:
                 return
         v = self._with_class(x, labels)
-        h_mean = p.hidden_mean(v) if self.method == "cd" else None
-        minus = self._negative(v, h_mean, absent)
-        found = ops.rbm_statistics(
-            v,
-            *p.arguments,
-            h_mean=h_mean,
-            sample_weight=weight,
-            minus=minus,
-            minus_weight=weight if self.method == "cd" else total / len(minus[0]),
-            **p.kinds,
-        )
-        a = share / total
+        found = self._phases(v, weight, total, absent)
+        # Steps in units of the sums over rows; `mean` makes means of them.
+        mean = share / total
         steps = {
-            "weight": found.weight.mul_(a),
-            "visible_bias": found.visible.mul_(a),
-            "hidden_bias": found.hidden.mul_(a),
+            "weight": found.weight,
+            "visible_bias": found.visible,
+            "hidden_bias": found.hidden,
         }
         if p.log_variance is not None:
             # In units of the variance: a small one would blow the step up.
@@ -114,14 +112,14 @@ class Learner:
             steps["weight"].mul_(variance)
             steps["visible_bias"].mul_(variance)
             assert found.log_variance is not None
-            steps["log_variance"] = found.log_variance.mul_(a).clamp_(-1, 1)
+            steps["log_variance"] = found.log_variance.clamp_(-1 / mean, 1 / mean)
             steps["log_variance"][p.pixels :] = 0  # a class has none
         if self.visible_offset is not None:
             hidden = found.h_mean.sum(0) if weight is None else weight @ found.h_mean
             self._centre(steps)
         if self.weight_decay:
-            steps["weight"].sub_(p.weight, alpha=self.weight_decay)
-        self._move(steps, rate)
+            steps["weight"].sub_(p.weight, alpha=self.weight_decay / mean)
+        self._move(steps, rate * mean)
         if self.visible_offset is not None and self.hidden_offset is not None:
             self.hidden_offset = self.hidden_offset.lerp(hidden / total, FOLLOW)
 
@@ -137,6 +135,36 @@ class Learner:
             logits = x.new_zeros(len(x), self.p.classes)  # nothing is drawn
         label = draw_class(logits, labels, self.stream, self.stream.take(1))
         return torch.cat([x, label], 1)
+
+    def _phases(
+        self, v: Tensor, weight: Tensor | None, total: float, absent: Tensor | None
+    ) -> ops.RBMStatistics:
+        """Statistics of the rows less those of the model, as many times as the rows weigh."""
+        p = self.p
+        if self.method == "pcd" and not p.classes:
+            found, self.chains = ops.rbm_pcd(
+                v,
+                self.chains,
+                *p.arguments,
+                steps=self.steps,
+                step0=self.stream.take(self.steps),  # before the seed, which it may change
+                seed=self.stream.seed,
+                sample_weight=weight,
+                minus_weight=total / self.chains.shape[0],
+                **p.kinds,
+            )
+            return found
+        h_mean = p.hidden_mean(v) if self.method == "cd" else None
+        minus = self._negative(v, h_mean, absent)
+        return ops.rbm_statistics(
+            v,
+            *p.arguments,
+            h_mean=h_mean,
+            sample_weight=weight,
+            minus=minus,
+            minus_weight=weight if self.method == "cd" else total / len(minus[0]),
+            **p.kinds,
+        )
 
     def _negative(
         self, v: Tensor, h_mean: Tensor | None, absent: Tensor | None
@@ -182,7 +210,7 @@ class Learner:
                     step.add_(self.velocity[name], alpha=self.momentum)
         sizes = [
             torch.linalg.vector_norm(step)
-            / ((ASTRAY if name == "weight" else ASTRAY_BIAS) * math.sqrt(step.numel()))
+            / ((ASTRAY if name == "weight" else self.astray_bias) * math.sqrt(step.numel()))
             for name, step in steps.items()
         ]
         if not float(torch.stack(sizes).max()) * scale <= 1:

@@ -27,7 +27,7 @@ from evidens.ops.pixelcnn import PixelLayer as PixelLayer
 from evidens.ops.pixelcnn import PixelState as PixelState
 from evidens.ops.pixelcnn import pixelcnn_noise, pixelcnn_sample, pixelcnn_start, pixelcnn_step
 from evidens.ops.rbm import RBMStatistics as RBMStatistics
-from evidens.ops.rbm import rbm_free_energy, rbm_gibbs, rbm_statistics
+from evidens.ops.rbm import rbm_free_energy, rbm_gibbs, rbm_pcd, rbm_statistics
 from evidens.ops.rbm_partition import RBMPartition as RBMPartition
 from evidens.ops.rbm_partition import rbm_ais, rbm_exact_log_partition
 from evidens.ops.spline import rational_quadratic_spline, spline_coupling
@@ -64,6 +64,7 @@ __all__ = [
     "rbm_exact_log_partition",
     "rbm_free_energy",
     "rbm_gibbs",
+    "rbm_pcd",
     "rbm_statistics",
     "spline_coupling",
 ]

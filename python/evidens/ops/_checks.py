@@ -95,11 +95,12 @@ def readable() -> bool:
 
 def no_gradient(op: str, *tensors: Tensor | None, instead: str) -> None:
     """Refuses a call that would silently cut the graph."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(
-            f"evidens.{op} offers no gradient, but an argument requires one. "
-            f"Call it under torch.no_grad(), detach the argument, or use {instead}."
-        )
+    for t in tensors:
+        if t is not None and t.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"evidens.{op} offers no gradient, but an argument requires one. "
+                f"Call it under torch.no_grad(), detach the argument, or use {instead}."
+            )
 
 
 def index_vector(op: str, name: str, t: Tensor, x: Tensor, letters: str, size: int | None) -> None:

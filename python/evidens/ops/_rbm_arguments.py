@@ -31,6 +31,34 @@ class Machine(NamedTuple):
         return v, j
 
 
+# Kinds of visible units that take no other argument.
+_BINARY = ("bernoulli", "spin")
+
+
+def _in_order(
+    state: Tensor | None,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    from_hidden: bool,
+) -> bool:
+    """Whether one look finds nothing to convert or refuse: an update of few rows is soon done."""
+    given = state, weight, visible_bias, hidden_bias
+    if not all([isinstance(t, Tensor) for t in given]):
+        return False
+    assert state is not None
+    dtype, device, shape = weight.dtype, weight.device, weight.shape
+    return (
+        (dtype is torch.float32 or dtype is torch.float64)
+        and len(shape) == 2
+        and state.ndim == 2
+        and state.shape[1] == shape[not from_hidden]
+        and visible_bias.shape == shape[1:]
+        and hidden_bias.shape == shape[:1]
+        and all([t.dtype is dtype and t.device == device for t in given])
+    )
+
+
 def machine(
     op: str,
     state: Tensor | None,
@@ -46,6 +74,10 @@ def machine(
     letters: str = "NV",
 ) -> Machine:
     """The machine, checked; ``state`` (None: there is none) is the argument called ``name``."""
+    binary = visible in _BINARY and levels is None and log_variance is None and hidden in HIDDEN
+    if binary and _in_order(state, weight, visible_bias, hidden_bias, letters == "NJ"):
+        assert state is not None
+        return Machine(state, weight, visible_bias, hidden_bias, None, visible, hidden, 0)
     given = [("weight", weight), ("visible_bias", visible_bias), ("hidden_bias", hidden_bias)]
     if state is not None:
         given.insert(0, (name, state))
@@ -147,6 +179,17 @@ def vector(
     return t
 
 
+def persistent(op: str, h: Tensor, m: Machine) -> Tensor:
+    """Hidden states (M, J) of chains."""
+    (h,) = checks.widen(op, ("h", h))
+    j, w = m.weight.shape[0], m.weight
+    if h.ndim != 2 or h.shape[1] != j or h.dtype is not w.dtype or h.device != w.device:
+        sizes = {"M": h.shape[0] if h.ndim else 0, "J": j}
+        what = f"{j} hidden units"
+        checks.arguments(op, w, sizes, lambda: what, ("h", h, "MJ"), other="weight")
+    return h
+
+
 def other_rows(
     op: str, minus: tuple[Tensor, Tensor] | None, weight: Tensor | float | None, m: Machine
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -176,10 +219,15 @@ def other_rows(
         ("minus[1]", h, "MJ"),
         other="weight",
     )
+    return v, h, minus_weights(op, weight, rows, m)
+
+
+def minus_weights(op: str, weight: Tensor | float | None, rows: int, m: Machine) -> Tensor | None:
+    """Weights (M,) of the rows whose sums are taken off, or None for 1."""
     if weight is None or isinstance(weight, Tensor):
-        return v, h, vector(op, "minus_weight", "M", weight, rows, m)
+        return vector(op, "minus_weight", "M", weight, rows, m)
     try:
-        return v, h, None if weight == 1 else v.new_full((rows,), float(weight))
+        return None if weight == 1 else m.weight.new_full((rows,), float(weight))
     except (TypeError, ValueError):
         raise TypeError(
             f"evidens.{op}: minus_weight must be a number or a tensor (M,), got {weight!r}"

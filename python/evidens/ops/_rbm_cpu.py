@@ -8,7 +8,7 @@ from torch import Tensor
 from evidens._native import address, contiguous_rows, empty, library
 from evidens.reference.rbm import HIDDEN, VISIBLE
 
-__all__ = ["free_energy", "gibbs", "statistics"]
+__all__ = ["free_energy", "gibbs", "pcd", "statistics"]
 
 
 def _machine(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -127,8 +127,8 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, (j, units) = v.shape[0], weight.shape
     found = empty(weight, (j, units))
-    sum_v, sum_h = weight.new_empty(units), weight.new_empty(j)
-    square = None if log_variance is None else weight.new_empty(units)
+    sum_v, sum_h = empty(weight, (units,)), empty(weight, (j,))
+    square = None if log_variance is None else empty(weight, (units,))
     means = (
         empty(weight, (n, j))
         if h_mean is None
@@ -167,8 +167,82 @@ def statistics(
         sum_h.data_ptr(),
         address(square),
     )
+    return _finished(found, sum_v, sum_h, means, weight, precision, square)
+
+
+def pcd(
+    v: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    log_variance: Tensor | None,
+    sample_weight: Tensor | None,
+    minus_weight: Tensor | None,
+    visible: str,
+    hidden: str,
+    levels: int,
+    steps: int,
+    seed: int,
+    row0: int,
+    step0: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, m, (j, units) = v.shape[0], h.shape[0], weight.shape
+    found, means, chains = empty(weight, (j, units)), empty(weight, (n, j)), empty(weight, (m, j))
+    sum_v, sum_h = empty(weight, (units,)), empty(weight, (j,))
+    square = None if log_variance is None else empty(weight, (units,))
+    v, h = contiguous_rows(v), contiguous_rows(h)
+    weight, visible_bias, hidden_bias, sample_weight, minus_weight = _machine(  # type: ignore[assignment]
+        weight, visible_bias, hidden_bias, sample_weight, minus_weight
+    )
+    precision = _precision(log_variance)
+    scale = None if log_variance is None else torch.exp(0.5 * log_variance)
+    library.rbm_pcd(
+        weight.dtype is torch.float64,
+        n,
+        m,
+        units,
+        j,
+        VISIBLE.index(visible),
+        HIDDEN.index(hidden),
+        levels,
+        weight.data_ptr(),
+        visible_bias.data_ptr(),
+        hidden_bias.data_ptr(),
+        address(precision),
+        address(scale),
+        v.data_ptr(),
+        v.stride(0),
+        h.data_ptr(),
+        h.stride(0),
+        address(sample_weight),
+        address(minus_weight),
+        steps,
+        step0,
+        row0,
+        seed & 0xFFFFFFFFFFFFFFFF,
+        chains.data_ptr(),
+        means.data_ptr(),
+        found.data_ptr(),
+        sum_v.data_ptr(),
+        sum_h.data_ptr(),
+        address(square),
+    )
+    return *_finished(found, sum_v, sum_h, means, weight, precision, square), chains
+
+
+def _finished(
+    found: Tensor,
+    sum_v: Tensor,
+    sum_h: Tensor,
+    means: Tensor,
+    weight: Tensor,
+    precision: Tensor | None,
+    square: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of the parameters from the sums over rows."""
     if precision is None or square is None:
-        return found, sum_v, sum_h, means, v.new_empty(0)
+        return found, sum_v, sum_h, means, weight.new_empty(0)
     found *= precision
     spread = 0.5 * precision * square - (weight * found).sum(0)
     return found, sum_v * precision, sum_h, means, spread

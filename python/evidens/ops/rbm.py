@@ -34,7 +34,7 @@ from evidens.ops import _rbm_cpu as cpu
 from evidens.ops import _registry
 from evidens.reference import rbm as reference
 
-__all__ = ["RBMStatistics", "rbm_free_energy", "rbm_gibbs", "rbm_statistics"]
+__all__ = ["RBMStatistics", "rbm_free_energy", "rbm_gibbs", "rbm_pcd", "rbm_statistics"]
 
 
 class RBMStatistics(NamedTuple):
@@ -80,6 +80,10 @@ def _fake_statistics(
     j, units = weight.shape
     shapes = ((j, units), (units,), (j,), (v.shape[0], j), (units * (log_variance is not None),))
     return tuple(v.new_empty(shape) for shape in shapes)
+
+
+def _fake_pcd(v: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return *_fake_statistics(v, *rest), h.new_empty(h.shape)
 
 
 def _gradient(
@@ -133,6 +137,17 @@ _statistics = _registry.Op(
     reference=reference.rbm_statistics,
     triton=_triton("rbm_statistics"),
     fake=_fake_statistics,
+)
+_pcd = _registry.Op(
+    "rbm",
+    "rbm_pcd(Tensor v, Tensor h, Tensor weight, Tensor visible_bias, Tensor hidden_bias, "
+    "Tensor? log_variance, Tensor? sample_weight, Tensor? minus_weight, str visible, str hidden, "
+    "int levels, int steps, int seed, int row0, int step0) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=cpu.pcd,
+    reference=reference.rbm_pcd,
+    triton=_triton("rbm_pcd"),
+    fake=_fake_pcd,
 )
 
 
@@ -380,3 +395,75 @@ def rbm_statistics(
     return RBMStatistics(
         product, sum_v, sum_h, means, spread if m.log_variance is not None else None
     )
+
+
+def rbm_pcd(
+    v: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    *,
+    steps: int = 1,
+    seed: int,
+    sample_weight: Tensor | None = None,
+    minus_weight: Tensor | float | None = None,
+    visible: str = "bernoulli",
+    hidden: str = "bernoulli",
+    levels: int | None = None,
+    log_variance: Tensor | None = None,
+    step0: int = 0,
+    row0: int = 0,
+) -> tuple[RBMStatistics, Tensor]:
+    """An update of persistent contrastive divergence: steps of the chains, and the gradient.
+
+    The same numbers as `rbm_gibbs` from ``start="hidden"`` with its means, and `rbm_statistics` of
+    the rows ``minus`` these chains, in one call that writes neither the chains' visible states nor
+    their means, and lays the weights out once.
+
+    Args:
+        v: (N, V) rows of data; any real numbers, as means of units are.
+        h: (M, J) hidden states of the chains.
+        weight, visible_bias, hidden_bias: (J, V), (V,), (J,).
+        steps: full steps of each chain, at least 1.
+        seed, step0, row0: of the stream, as in `rbm_gibbs`.
+        sample_weight: (N,) or None for 1.
+        minus_weight: of the chains, a number or (M,); None for 1.
+        visible, hidden, levels, log_variance: the kinds of units, as above.
+
+    Returns:
+        `RBMStatistics` of ``data - minus_weight chains``, N times the gradient of the mean
+        log-likelihood where ``minus_weight`` is N / M, and the chains (M, J).  No gradient.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+        RuntimeError: an argument requires a gradient.
+
+    Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
+    gradient, 2008.
+
+    Example:
+        >>> import torch, evidens
+        >>> weight, biases = torch.zeros(1, 2), (torch.tensor([9.0, -9.0]), torch.tensor([-9.0]))
+        >>> v, chains = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.zeros(2, 1)
+        >>> step, chains = evidens.ops.rbm_pcd(v, chains, weight, *biases, seed=0)
+        >>> step.visible, chains
+        (tensor([0., 1.]), tensor([[0.],
+                [0.]]))
+    """
+    op = "rbm_pcd"
+    m = given.machine(
+        op, v, weight, visible_bias, hidden_bias, visible, hidden, levels, log_variance
+    )
+    h = given.persistent(op, h, m)
+    rows = h.shape[0]
+    sample_weight = given.vector(op, "sample_weight", "N", sample_weight, m.state.shape[0], m)
+    minus_weight = given.minus_weights(op, minus_weight, rows, m)
+    signed, steps, step0, row0 = given.stream(op, seed, steps, step0, row0, rows)
+    checks.no_gradient(op, h, *m[:5], sample_weight, minus_weight, instead="rbm_free_energy")
+    x, *machine = m[:5]
+    weights = sample_weight, minus_weight
+    *found, spread, chains = _pcd(
+        x, h, *machine, *weights, visible, hidden, m.levels, steps, signed, row0, step0
+    )
+    return RBMStatistics(*found, spread if m.log_variance is not None else None), chains

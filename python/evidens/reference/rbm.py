@@ -286,3 +286,30 @@ def rbm_statistics(
     product = (counted.T @ v) * precision
     spread = 0.5 * precision * (ones @ away.square()) - (weight * product).sum(0)
     return product, precision * (ones @ away), counted.sum(0), h_mean, spread
+
+
+def rbm_pcd(
+    v: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    visible_bias: Tensor,
+    hidden_bias: Tensor,
+    log_variance: Tensor | None,
+    sample_weight: Tensor | None,
+    minus_weight: Tensor | None,
+    visible: str,
+    hidden: str,
+    levels: int,
+    steps: int,
+    seed: int,
+    row0: int,
+    step0: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of the rows less those of chains after ``steps`` steps from h, and the chains."""
+    machine = weight, visible_bias, hidden_bias, log_variance
+    kinds = None, None, None, visible, hidden, levels
+    minus_v, chains, _, minus_h = rbm_gibbs(
+        h, *machine, *kinds, "hidden", steps, True, seed, row0, step0
+    )
+    minus = minus_v, minus_h, minus_weight
+    return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains
