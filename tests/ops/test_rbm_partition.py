@@ -334,6 +334,9 @@ W, B, C = machine(dtype=torch.float32).parameters
         (dict(betas=[0.0, 0.9]), ValueError, r"betas must rise from 0 to 1, got 0 \.\. 0\.9;"),
         (dict(betas=[0.0, 0.6, 0.5, 1.0]), ValueError, r"0 \.\. 1, not rising"),
         (dict(betas=[0.0, math.nan, 1.0]), ValueError, r"not rising"),
+        (dict(betas="ab"), TypeError, r"betas must be numbers .* got 'ab'"),
+        (dict(betas=torch.tensor([0.0, 1.0], requires_grad=True)), RuntimeError, r"no gradient"),
+        (dict(weight=W.to_sparse()), TypeError, r"weight must be a dense tensor, got torch.sparse"),
         (dict(weight=W.clone().requires_grad_()), RuntimeError, r"offers no gradient"),
     ],
 )
