@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,5 +167,6 @@ def least_log_partition(p: RBMParameters, states: Tensor) -> float:
 
 def _double(p: RBMParameters) -> RBMParameters:
     names = ("weight", "visible_bias", "hidden_bias", "log_variance")
-    values = {name: getattr(p, name) for name in names}
-    return replace(p, **{n: None if t is None else t.double() for n, t in values.items()})
+    tensors = {name: getattr(p, name) for name in names}
+    double: dict[str, Any] = {n: t if t is None else t.double() for n, t in tensors.items()}
+    return replace(p, **double)

@@ -57,7 +57,7 @@ def _in_order(
         and visible_bias.shape == shape[1:]
         and hidden_bias.shape == shape[:1]
         and all([t.dtype is dtype and t.device == device for t in given])
-        and all([t.layout is torch.strided for t in given])
+        and all([isinstance(t, Tensor) and t.layout is torch.strided for t in given])
     )
 
 
