@@ -8,7 +8,7 @@ namespace evidens {
 // run(begin, end, scratch) for all rows in blocks.  Rows do not meet, so blocks may be cut by the number
 // of threads.
 template <class Bytes, class Run> void rbm_blocks(double work, int64_t rows, Bytes &&scratch_bytes, Run &&run) {
-  const int64_t workers = workers_for(work, rows), most = 96;
+  const int64_t workers = workers_for(work, rows), most = 128;
   const int64_t each = (std::max<int64_t>(rows, 1) + workers - 1) / workers;
   const int64_t parts = workers * ((each + most - 1) / most);
   const int64_t block = std::max<int64_t>((rows + parts - 1) / parts, 1), blocks = (rows + block - 1) / block;

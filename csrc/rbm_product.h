@@ -85,7 +85,7 @@ static int64_t list_nonzero(const T *row, int64_t first, int64_t n, int32_t *lis
 
 // Adds the weights of the list to the sums of a row, times the states of the row unless these are ones.
 template <bool Ones, class T>
-static void sparse_row(const int32_t *list, int64_t count, const T *row, const T *panel, bool first, T *sums) {
+EVIDENS_INLINE void sparse_row(const int32_t *list, int64_t count, const T *row, const T *panel, bool first, T *sums) {
   constexpr int W = width<T>, NV = kOuterVectors;
   Vec<T> acc[NV] = {};
   if (!first) {
@@ -163,9 +163,11 @@ static void multiply(const T *rows, int64_t stride, int64_t count, int64_t depth
       for (int64_t i = 0; i < sparse; ++i) {
         const int64_t *const begin = w.begin + i * (parts + 1) + c;
         const int64_t listed_here = parts == 0 ? 0 : begin[1] - begin[0];
-        (w.ones[i] ? sparse_row<true, T> : sparse_row<false, T>)(w.list + begin[0], listed_here,
-                                                                 rows + w.row[i] * stride, packed, c == 0,
-                                                                 w.sums + i * kPanel<T>);
+        if (listed_here == 0 && c > 0) continue;
+        const T *const row = rows + w.row[i] * stride;
+        T *const to = w.sums + i * kPanel<T>;
+        if (w.ones[i]) sparse_row<true>(w.list + begin[0], listed_here, row, packed, c == 0, to);
+        else sparse_row<false>(w.list + begin[0], listed_here, row, packed, c == 0, to);
       }
     }
     for (int64_t i = 0; i < sparse; ++i) epilogue(w.row[i], k * kPanel<T>, w.sums + i * kPanel<T>);

@@ -11,8 +11,6 @@ import torch
 import triton
 from torch import Tensor
 
-from evidens.reference.rbm import signed_weights
-
 from . import _rbm_units as kernels
 from ._device import on
 
@@ -232,6 +230,20 @@ def _columns(
         )
 
 
+def _signed_weights(
+    v: Tensor, sample_weight: Tensor | None, minus_v: Tensor | None, minus_weight: Tensor | None
+) -> Tensor | None:
+    """Weights of the rows, then minus those of the rows that are taken off; None for 1."""
+    if minus_v is None:
+        return sample_weight
+    n = v.shape[0]
+    counts = v.new_ones(n + minus_v.shape[0])
+    if sample_weight is not None:
+        counts[:n] = sample_weight
+    counts[n:] = -1.0 if minus_weight is None else -minus_weight
+    return counts
+
+
 def rbm_statistics(
     v: Tensor,
     weight: Tensor,
@@ -247,7 +259,7 @@ def rbm_statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over rows of ``-dE / d parameter``, hidden units at their means."""
     n, (j, units) = v.shape[0], weight.shape
-    counts = signed_weights(v, sample_weight, minus_v, minus_weight)
+    counts = _signed_weights(v, sample_weight, minus_v, minus_weight)
     precision, v = _precision(log_variance), v.contiguous()
     visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()
     counts = None if counts is None else counts.contiguous()
@@ -307,9 +319,9 @@ def rbm_pcd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sums over the rows less those over chains after ``steps`` steps, and the chains."""
     machine = weight, visible_bias, hidden_bias, log_variance
-    kinds = None, None, None, visible, hidden, levels
+    given, kinds = (None, None, None), (visible, hidden, levels)
     minus_v, chains, _, minus_h = rbm_gibbs(
-        h, *machine, *kinds, "hidden", steps, True, seed, row0, step0
+        h, *machine, *given, *kinds, "hidden", steps, True, seed, row0, step0
     )
     minus = minus_v, minus_h, minus_weight
     return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains

@@ -44,10 +44,11 @@ def _in_order(
     from_hidden: bool,
 ) -> bool:
     """Whether one look finds nothing to convert or refuse: an update of few rows is soon done."""
+    if state is None:
+        return False
     given = state, weight, visible_bias, hidden_bias
     if not all([isinstance(t, Tensor) for t in given]):
         return False
-    assert state is not None
     dtype, device, shape = weight.dtype, weight.device, weight.shape
     return (
         (dtype is torch.float32 or dtype is torch.float64)

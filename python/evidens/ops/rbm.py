@@ -463,7 +463,9 @@ def rbm_pcd(
     checks.no_gradient(op, h, *m[:5], sample_weight, minus_weight, instead="rbm_free_energy")
     x, *machine = m[:5]
     weights = sample_weight, minus_weight
-    *found, spread, chains = _pcd(
+    product, sum_v, sum_h, means, spread, chains = _pcd(
         x, h, *machine, *weights, visible, hidden, m.levels, steps, signed, row0, step0
     )
-    return RBMStatistics(*found, spread if m.log_variance is not None else None), chains
+    return RBMStatistics(
+        product, sum_v, sum_h, means, spread if m.log_variance is not None else None
+    ), chains

@@ -312,9 +312,9 @@ def rbm_pcd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics of the rows less those of chains after ``steps`` steps from h, and the chains."""
     machine = weight, visible_bias, hidden_bias, log_variance
-    kinds = None, None, None, visible, hidden, levels
+    given, kinds = (None, None, None), (visible, hidden, levels)
     minus_v, chains, _, minus_h = rbm_gibbs(
-        h, *machine, *kinds, "hidden", steps, True, seed, row0, step0
+        h, *machine, *given, *kinds, "hidden", steps, True, seed, row0, step0
     )
     minus = minus_v, minus_h, minus_weight
     return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains
