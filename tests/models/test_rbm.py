@@ -92,31 +92,38 @@ def test_samples_of_a_class_have_its_law(hidden):
     rbm = machine("bernoulli", hidden, 3)
     joint = Joint(rbm)
     law = joint.p[:, 1].sum(1)
-    drawn = rbm.sample(10_000, steps=60, labels=1, random_state=0)
-    counts = np.bincount((drawn > 0) @ (1 << np.arange(5)[::-1]), minlength=32)
-    assert chisquare(counts, law / law.sum() * len(drawn)).pvalue > 1e-3
+    for n_temperatures in (1, 3):
+        drawn = rbm.sample(
+            10_000, steps=60, labels=1, n_temperatures=n_temperatures, random_state=0
+        )
+        counts = np.bincount((drawn > 0) @ (1 << np.arange(5)[::-1]), minlength=32)
+        assert chisquare(counts, law / law.sum() * len(drawn)).pvalue > 1e-3
 
 
-def test_a_row_of_a_sample_does_not_depend_on_how_many_there_are():
+@pytest.mark.parametrize("n_temperatures", [1, 4])
+def test_a_row_of_a_sample_does_not_depend_on_how_many_there_are(n_temperatures):
     rbm = bernoulli(classes=2)
-    few, many = rbm.sample(3, steps=5, random_state=1), rbm.sample(50, steps=5, random_state=1)
+    keys = {"steps": 5, "n_temperatures": n_temperatures}
+    few, many = rbm.sample(3, **keys, random_state=1), rbm.sample(50, **keys, random_state=1)
     np.testing.assert_array_equal(few, many[:3])
-    assert (rbm.sample(50, steps=5, random_state=2) != many).any()
+    assert (rbm.sample(50, **keys, random_state=2) != many).any()
     assert rbm.sample(0).shape == (0, 5)
 
 
+@pytest.mark.parametrize("n_temperatures", [1, 3])
 @pytest.mark.parametrize(("visible", "hidden", "classes"), KINDS)
-def test_impute_is_the_conditional_law(visible, hidden, classes):
+def test_impute_is_the_conditional_law(visible, hidden, classes, n_temperatures):
+    more = {"n_temperatures": n_temperatures, "random_state": 0}
     rbm = machine(visible, hidden, classes)
     joint = Joint(rbm)
     known = (joint.v[:, 1] == 1) & (joint.v[:, 3] == joint.v[:, 3].min())
     weight = joint.visible * known
     mean = weight @ joint.v / weight.sum()
     row = np.where([0, 1, 0, 1, 0], mean.round(), np.nan)
-    filled = rbm.impute(np.tile(row, (400, 1)), steps=100, random_state=0)
+    filled = rbm.impute(np.tile(row, (400, 1)), steps=100, **more)
     np.testing.assert_array_equal(filled[:, [1, 3]], np.tile(row[[1, 3]], (400, 1)))
     np.testing.assert_allclose(filled.mean(0), mean, atol=0.02)
-    drawn = rbm.impute(np.tile(row, (4000, 1)), output="sample", steps=60, random_state=0)
+    drawn = rbm.impute(np.tile(row, (4000, 1)), output="sample", steps=60, **more)
     assert set(np.unique(drawn)) == set(np.unique(joint.v))
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.06)
     mode = rbm.impute(row[None], output="mode", random_state=0)
@@ -124,9 +131,7 @@ def test_impute_is_the_conditional_law(visible, hidden, classes):
     np.testing.assert_array_equal(mode[0], np.where(mean > middle, 1, joint.v.min()))
     if classes:
         weight = joint.p[:, 2].sum(1) * known
-        given_class = rbm.impute(
-            np.tile(row, (400, 1)), labels=np.full(400, 2), steps=100, random_state=0
-        )
+        given_class = rbm.impute(np.tile(row, (400, 1)), labels=np.full(400, 2), steps=100, **more)
         np.testing.assert_allclose(given_class.mean(0), weight @ joint.v / weight.sum(), atol=0.02)
 
 
@@ -155,9 +160,14 @@ def test_parallel_tempering_crosses_where_gibbs_provably_does_not():
     stuck = rbm.sample(rows, steps=steps, random_state=0)
     assert stuck.mean() < 0.1
     mixed = rbm.sample(rows, steps=steps, n_temperatures=10, random_state=0)
-    ones = (mixed.mean(1) > 0.5).sum()
-    assert binom.sf(rows - 1 - ones, rows, 0.5) > 1e-3
-    assert binom.cdf(ones, rows, 0.5) > 1e-3
+    empty = np.full((rows, units), np.nan)
+    keys = {"output": "sample", "n_temperatures": 10, "steps": steps, "random_state": 0}
+    for drawn in (mixed, rbm.impute(empty, **keys)):
+        ones = (drawn.mean(1) > 0.5).sum()
+        assert binom.sf(rows - 1 - ones, rows, 0.5) > 1e-3
+        assert binom.cdf(ones, rows, 0.5) > 1e-3
+    means = rbm.impute(empty, **(keys | {"output": "mean"}))
+    np.testing.assert_allclose(means.mean(), 0.5, atol=0.1)
 
 
 def test_one_chain_is_at_each_rung_of_each_ladder():
@@ -166,12 +176,12 @@ def test_one_chain_is_at_each_rung_of_each_ladder():
     energy = torch.randn(35, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for _ in range(20):
         ladder.exchange(1e4 * energy, stream)
-        assert (ladder.rung.sort(0).values == torch.arange(5)[:, None]).all()
+        assert (ladder.rung.sort(1).values == torch.arange(5)).all()
         beta = ladder.beta(torch.float64)
         assert (beta[ladder.cold] == 1).all()
     # With energies so far apart the lowest is the coldest.
-    low = energy.view(5, 7).argmin(0)
-    assert (ladder.cold == low * 7 + torch.arange(7)).all()
+    low = energy.view(7, 5).argmin(1)
+    assert (ladder.cold == low + 5 * torch.arange(7)).all()
 
 
 def test_clamped_units_stay_beside_a_class():

@@ -210,3 +210,45 @@ def test_rows_without_any_entry():
     nothing = rbm.predict(seen[:1])
     assert ((nothing > 1) & (nothing < 5)).all()
     assert np.isfinite(rbm.impute(seen[:2], random_state=0)).all()
+
+
+def test_a_sparse_tensor_has_holes_as_a_sparse_matrix():
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((100, 6)) < 0.5, 0, rng.integers(1, 6, (100, 6)))
+    rows[:, 0] = 1
+    matrix = CategoricalRBM(4, n_iter=2, random_state=0).fit(csr_array(rows.astype(float)))
+    dense = torch.tensor(rows)
+    for some in (dense.to_sparse(), dense.double().to_sparse()):
+        tensor = CategoricalRBM(4, n_iter=2, random_state=0).fit(some)
+        assert tensor.levels_.tolist() == [1, 2, 3, 4, 5]
+        np.testing.assert_array_equal(tensor.components_, matrix.components_)
+        predicted = matrix.predict(csr_array(rows.astype(float)))
+        np.testing.assert_allclose(tensor.predict(some), predicted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("fit", "ask"), [(np.float32, np.float64), (np.float64, np.float32)])
+def test_levels_are_the_same_in_either_precision(fit, ask):
+    rows = np.where(np.random.default_rng(0).random((50, 3)) < 0.5, 0.1, 0.2)
+    rbm = CategoricalRBM(2, n_iter=1, random_state=0).fit(rows.astype(fit))
+    np.testing.assert_allclose(
+        rbm.predict_proba(rows.astype(ask)), rbm.predict_proba(rows.astype(fit)), rtol=1e-5
+    )
+    # Levels that float32 does not tell apart are told apart.
+    near = np.where(rows == 0.1, 2.0**30, 2.0**30 + 1)
+    assert len(CategoricalRBM(2, n_iter=1, random_state=0).fit(near).levels_) == 2
+    with pytest.raises(ValueError, match="X holds the level 1"):
+        rbm.fit(near).predict(near + 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.full((3, 3), 7), "monitor: validation_data holds the level 7 in column 0"),
+        (np.full((3, 3), -1), "monitor: an entry of column 0 of validation_data is missing"),
+    ],
+)
+def test_validation_rows_are_looked_at_before_the_first_epoch(bad, message, monkeypatch):
+    rows = np.random.default_rng(0).integers(1, 4, (50, 3))
+    monkeypatch.setattr(CategoricalRBM, "_start", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=message):
+        CategoricalRBM(2, monitor=1).fit(rows, validation_data=bad)

@@ -8,6 +8,7 @@ import torch
 from models.rbm_cases import gaussian, states
 from scipy.stats import kstest, multivariate_normal
 from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV
 
 from evidens import GaussianMixture, GaussianRBM
 
@@ -146,3 +147,21 @@ def test_a_column_that_does_not_vary():
     assert rbm.scale_[2] == 1
     assert np.isfinite(rbm.log_prob(x)).all()
     assert np.exp(rbm.log_variance_).min() > 0
+
+
+def test_score_selects_models():
+    x = clusters(200)
+    search = GridSearchCV(GaussianRBM(2, n_iter=2, random_state=0), {"learning_rate": [0.01, 0.1]})
+    rbm = search.fit(x).best_estimator_
+    assert rbm.score(x) == pytest.approx(rbm.log_prob(x).mean(), rel=1e-12)
+    weight = np.arange(200) % 3
+    weighted = np.average(rbm.log_prob(x), weights=weight)
+    assert rbm.score(x, sample_weight=weight) == pytest.approx(weighted, rel=1e-12)
+
+
+def test_impute_crosses_between_clusters():
+    rbm = GaussianRBM(4, random_state=0).fit(clusters() - [100, 0])
+    empty = np.full((400, 2), np.nan)
+    exact = (rbm.sample(4000, steps=300, n_temperatures=10, random_state=1)[:, 0] > 4).mean()
+    filled = rbm.impute(empty, output="sample", n_temperatures=10, random_state=0)
+    assert (filled[:, 0] > 4).mean() == pytest.approx(exact, abs=0.08)

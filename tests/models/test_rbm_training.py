@@ -271,7 +271,7 @@ def test_a_second_fit_starts_anew():
     np.testing.assert_array_equal(rbm.predict_proba(X), before)
 
 
-def test_monitoring_is_the_log_likelihood():
+def test_monitoring_is_the_log_likelihood(monkeypatch):
     X = patterns()
     rbm = fitted(
         X, monitor=5, validation_data=X[:50], sample_weight=np.r_[np.ones(100), np.zeros(100)]
@@ -282,6 +282,11 @@ def test_monitoring_is_the_log_likelihood():
     assert history["validation"][-1] == pytest.approx(rbm.log_prob(X[:50]).mean(), rel=1e-12)
     assert history["low"] == history["high"] == [0, 0, 0, 0]
     assert history["train"][-1] > history["train"][0]
+    none = fitted(X, n_iter=1, monitor=1, sample_weight=np.arange(200) == 199)
+    monkeypatch.setattr("evidens.models.rbm_queries.WATCHED", 100)  # of those that have a weight
+    few = fitted(X, n_iter=1, monitor=1, sample_weight=np.arange(200) == 199)
+    assert few.history_ == none.history_
+    assert few.history_["train"] == [pytest.approx(few.log_prob(X[199:])[0], rel=1e-12)]
     wide = np.tile(X, 5)  # too many units to count
     rbm = BernoulliRBM(25, n_iter=1, monitor=1, random_state=0).fit(wide)
     assert rbm.density_kind_ == "estimate"
@@ -298,6 +303,12 @@ def test_verbose(capsys):
     assert "log-likelihood = -" in lines[3]
     assert "validation = -" in lines[3]
     assert lines[4].startswith("[GaussianRBM] Iteration 1, ")
+
+
+def test_verbose_with_names_of_columns(capsys):
+    frame = pytest.importorskip("pandas").DataFrame(patterns(), columns=list("abcdef"))
+    fitted(frame, n_iter=1, verbose=1)  # a warning would be an error
+    assert "pseudo-likelihood = -" in capsys.readouterr().out
 
 
 def test_a_bar_where_somebody_watches(monkeypatch, capsys):
@@ -344,7 +355,7 @@ def test_divergence_stops_with_the_last_finite_parameters(model, scale):
     for name in LEARNED:
         assert np.isfinite(getattr(model, name)).all()
     with pytest.warns(RuntimeWarning, match="diverged"):
-        model.partial_fit(X)
+        model.set_params(learning_rate=1e12).partial_fit(X)
     assert np.isfinite(model.free_energy(X)).all()
 
 
@@ -366,6 +377,7 @@ def test_the_base_class_names_its_subclasses():
     assert issubclass(CategoricalRBM, RBM)
 
 
+STATES = "score is the log-likelihood, and its rows of fractions have none"
 WEIGHTS = "rows of weight 2 and rows that stand there twice come in other batches"
 EXPECTED = {
     # scikit-learn expects these two of its own class.
@@ -373,6 +385,8 @@ EXPECTED = {
     "check_methods_sample_order_invariance": "score_samples draws a unit for each row",
     "check_sample_weight_equivalence_on_dense_data": WEIGHTS,
     "check_sample_weight_equivalence_on_sparse_data": WEIGHTS,
+    "check_fit_score_takes_y": STATES,
+    "check_pipeline_consistency": STATES,
 }
 
 

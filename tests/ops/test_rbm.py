@@ -336,3 +336,22 @@ def test_the_compiled_kernels_run(monkeypatch):
             call(m, v)
         with evidens.backend("reference"):
             call(m, v)
+
+
+def test_a_visible_unit_that_is_off_for_good_takes_no_part():
+    m = machine(6, 4)
+    v = states(5, 6, "bernoulli", torch.float64)
+    v[:, 2] = 0
+    keep = torch.arange(6) != 2
+    less = m.weight[:, keep], m.visible_bias[keep], m.hidden_bias
+    off = m.visible_bias.clone()
+    off[2] = -math.inf
+    for backend in ("cpu", "reference"):
+        beta = torch.linspace(0.5, 1, 5).double().requires_grad_()
+        with evidens.backend(backend):
+            found = ops.rbm_free_energy(v, m.weight, off, m.hidden_bias, beta=beta)
+            want = ops.rbm_free_energy(v[:, keep], *less, beta=beta)
+            (slope,) = torch.autograd.grad(found.sum(), beta)
+            (right,) = torch.autograd.grad(want.sum(), beta)
+        torch.testing.assert_close(found, want)
+        torch.testing.assert_close(slope, right)

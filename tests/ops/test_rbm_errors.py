@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from ops.rbm_cases import machine, states
@@ -31,6 +33,7 @@ def pcd(v=V, h=H, m=M, **options):
 
 
 GAUSSIAN, SOFTMAX = machine(6, 4, "gaussian"), machine(6, 4, "softmax")
+WIDE = torch.full((6,), -800.0).double()
 PART = torch.tensor([True, False, False, False, False, False])
 
 CASES = [
@@ -50,6 +53,32 @@ CASES = [
     (lambda: gibbs(m=SOFTMAX, levels=None), ValueError, r"levels .* got None with 'softmax'"),
     (lambda: gibbs(m=SOFTMAX, levels=4), ValueError, r"levels must divide .* got 4 with V = 6"),
     (lambda: gibbs(m=SOFTMAX, levels=0), ValueError, r"levels must divide"),
+    (lambda: gibbs(m=SOFTMAX, levels=2.0), TypeError, r"levels must be an integer, got 2\.0"),
+    (lambda: gibbs(m=SOFTMAX, levels="2"), TypeError, r"levels must be an integer, got '2'"),
+    (lambda: free(m=SOFTMAX, levels=True), TypeError, r"levels must be an integer, got True"),
+    (
+        lambda: gibbs(m=SOFTMAX.with_(visible_bias=torch.full((6,), math.inf).double())),
+        ValueError,
+        r"visible_bias of a softmax group must not be inf, got it at unit 0",
+    ),
+    (
+        lambda: gibbs(V.to_sparse()),
+        TypeError,
+        r"state must be a dense tensor, got torch.sp",
+    ),
+    (lambda: free(V.to_sparse()), TypeError, r"v must be a dense tensor, got torch.sparse_coo"),
+    (
+        lambda: statistics(m=M.with_(weight=M.weight.to_sparse())),
+        TypeError,
+        r"weight must be a dense tensor",
+    ),
+    (
+        lambda: gibbs(m=GAUSSIAN, log_variance=WIDE),
+        ValueError,
+        r"-709 \.\. 709, .* got -800",
+    ),
+    (lambda: free(m=GAUSSIAN, log_variance=WIDE), ValueError, r"log_variance must lie in -709"),
+    (lambda: statistics(m=GAUSSIAN, log_variance=WIDE), ValueError, r"log_variance must lie in"),
     (lambda: gibbs(m=GAUSSIAN, log_variance=None), ValueError, r"log_variance .* got None with"),
     (lambda: gibbs(log_variance=V[0]), ValueError, r"log_variance .* a tensor with 'bernoulli'"),
     (lambda: gibbs(m=GAUSSIAN, beta=0.0), ValueError, r"beta must be positive .* got 0\.0"),

@@ -334,6 +334,9 @@ W, B, C = machine(dtype=torch.float32).parameters
         (dict(betas=[0.0, 0.9]), ValueError, r"betas must rise from 0 to 1, got 0 \.\. 0\.9;"),
         (dict(betas=[0.0, 0.6, 0.5, 1.0]), ValueError, r"0 \.\. 1, not rising"),
         (dict(betas=[0.0, math.nan, 1.0]), ValueError, r"not rising"),
+        (dict(betas="ab"), TypeError, r"betas must be numbers .* got 'ab'"),
+        (dict(betas=torch.tensor([0.0, 1.0], requires_grad=True)), RuntimeError, r"no gradient"),
+        (dict(weight=W.to_sparse()), TypeError, r"weight must be a dense tensor, got torch.sparse"),
         (dict(weight=W.clone().requires_grad_()), RuntimeError, r"offers no gradient"),
     ],
 )
@@ -366,3 +369,17 @@ def test_base_model():
     base = reference.base_log_partition(a, 4, 1)
     alone = Machine(torch.zeros(4, 6).double(), a, torch.zeros(4).double(), {})
     torch.testing.assert_close(base, alone.exact(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energies_out_of_range_name_what_is_too_large(dtype):
+    for hidden in (0, 2):
+        weight, c = torch.zeros(hidden, 3, dtype=dtype), torch.zeros(hidden, dtype=dtype)
+        large = torch.full((3,), 1e30, dtype=dtype)
+        with pytest.raises(ValueError, match=r"weights of up to 0 and biases of up to 1e\+30"):
+            ops.rbm_exact_log_partition(weight, large, c)
+    huge = torch.full((3,), 3e38 if dtype is torch.float32 else 1.7e308, dtype=dtype)
+    for hidden in (0, 2):
+        weight, c = torch.zeros(hidden, 3, dtype=dtype), torch.zeros(hidden, dtype=dtype)
+        with pytest.raises(ValueError, match="weights of up to 0 and biases of up to "):
+            ops.rbm_ais(weight, huge, c, base_bias=-huge, seed=0, chains=2, rungs=2)

@@ -107,6 +107,11 @@ def check_rows(model: Any, X: Tensor, *, reset: bool, one: str = "row") -> None:
             )
     if X.is_complex():
         raise ValueError("Complex data not supported")
+    if X.is_meta:
+        raise ValueError(
+            f"X is a tensor on the meta device, which holds no values; {name} needs rows "
+            "that lie in memory (x.to_empty allocates, it fills nothing in)"
+        )
     if reset:
         model.n_features_in_ = X.shape[1]
         vars(model).pop("feature_names_in_", None)

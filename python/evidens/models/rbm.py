@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evidens.models.rbm_base import RBM
 from evidens.models.rbm_rows import RBMRows, warn_of_range
+from evidens.models.rbm_state import INSTEAD, whole
 
 # Means of units are held so far from certainty: a bias of 4.6 at most.
 CERTAIN = 0.01
@@ -55,7 +56,9 @@ class BernoulliRBM(RBM):
         components_: W, (J, V).
         intercept_hidden_: c, (J,).
         intercept_visible_: b, (V,).
-        h_samples_: (M, J) states of the persistent chains.
+        h_samples_: (M, J) states of the persistent chains, (M R, J) with ``"pt"``, by ladders.
+        h_rungs_: (M, R) place of each of these among the temperatures, of ``"pt"``.
+        velocity_: the last step of all parameters, where there is momentum.
         log_partition_, log_partition_interval_, density_kind_: the normaliser, see `log_partition`.
         history_: log-likelihoods, see `fit`.
         n_iter_: passes done.
@@ -148,9 +151,7 @@ class BernoulliRBM(RBM):
         Returns:
             (N, V) bool, whether each unit is on.
         """
-        if steps < 1:
-            raise ValueError(f"gibbs: steps must be at least 1, got {steps}")
-        states, rows = self._step(v, steps)
+        states, rows = self._step(v, whole("gibbs", "steps", steps, 1))
         on = states > 0
         return on if rows.is_tensor else on.numpy()
 
@@ -165,6 +166,12 @@ class BernoulliRBM(RBM):
         """
         self._check_fitted()
         rows = self._read(X)
+        result = self._pseudo_likelihood(rows)
+        return result if rows.is_tensor else result.numpy()
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _pseudo_likelihood(self, rows: RBMRows) -> Tensor:
         unit = check_random_state(self.random_state).randint(0, rows.shape[1], len(rows))
         p = self._parameters(rows.device, rows.dtype)
         parts = []
@@ -175,29 +182,23 @@ class BernoulliRBM(RBM):
                 other[place] = 1 - x[place] if self.visible == "bernoulli" else -x[place]
                 gain = p.log_weight(x) - p.log_weight(other)
                 parts.append(rows.shape[1] * torch.nn.functional.logsigmoid(gain))
-        result = torch.cat(parts)
-        return result if rows.is_tensor else result.numpy()
+        return torch.cat(parts)
 
-    # --- parts -----------------------------------------------------------------------------------
-
-    def _read(self, X: Any, *, reset: bool = False, missing: bool = False) -> RBMRows:
-        rows = super()._read(X, reset=reset, missing=missing)
-        if reset:
-            warn_of_range(rows, self._low, type(self).__name__)
-        return rows
+    def _look_at(self, rows: RBMRows) -> None:
+        warn_of_range(rows, self._low, type(self).__name__)
 
     @property
     def _low(self) -> float:
         return 0.0 if self.visible == "bernoulli" else -1.0
 
-    def _check_states(self, x: Tensor) -> None:
+    def _check_states(self, x: Tensor, op: str, name: str = "X") -> None:
         bad = (x != self._low) & (x != 1)
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"log_prob: X holds {x[row, column].item():g} at row {row} of its piece, column "
+                f"{op}: {name} holds {x[row, column].item():g} at row {row} of its piece, column "
                 f"{column}; expected states {self._low:g} or 1, which alone have a probability. "
-                "Round X, or rank rows by free_energy or score_samples."
+                f"{INSTEAD[op]}"
             )
 
     def _bias_of_means(self, means: Tensor) -> Tensor:
@@ -213,9 +214,7 @@ class BernoulliRBM(RBM):
         told = super()._told(rows)
         if told != "running":
             return told
-        data: Any = rows.dense if rows.sparse is None else rows.sparse
-        data = data if rows.is_tensor or rows.dense is None else data.numpy()
-        return f"pseudo-likelihood = {float(self.score_samples(data).mean()):.2f}"
+        return f"pseudo-likelihood = {float(self._pseudo_likelihood(rows).mean()):.2f}"
 
     # Hooks of scikit-learn's class of these names.
     def _mean_hiddens(self, v: Any) -> np.ndarray:

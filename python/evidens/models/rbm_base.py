@@ -18,7 +18,7 @@ from torch import Tensor
 from evidens.models._persistence import Persistent
 from evidens.models._training import Bar
 from evidens.models.rbm_chains import Ladder, Stream
-from evidens.models.rbm_learning import Diverged, Learner
+from evidens.models.rbm_learning import STEPS, Diverged, Learner
 from evidens.models.rbm_parameters import RBMParameters
 from evidens.models.rbm_queries import RBMQueries
 from evidens.models.rbm_rows import RBMRows, batches, class_numbers, weights
@@ -157,6 +157,9 @@ class RBM(
         validation = None if validation_data is None else self._read(validation_data)
         self._tensors = rows.is_tensor
         self._learn_scales(rows, weight)
+        self._look_at(rows)
+        if self.monitor:
+            self._check_watched(rows, weight, validation)
         rng = check_random_state(self.random_state)
         learner = self._start(rows, weight, rng)
         generator = np.random.default_rng(learner.stream.seed)
@@ -228,6 +231,7 @@ class RBM(
         first = not hasattr(self, "components_")
         rows = self._read(X, reset=first)
         weight = weights(sample_weight, rows)
+        self._look_at(rows)
         if first:
             places = self._classes(labels, len(rows))
             self._tensors = rows.is_tensor
@@ -252,6 +256,7 @@ class RBM(
                 self._units(x),
                 self.learning_rate,
                 weight=weight,
+                unit=rows.one,
                 labels=None if places is None else places.to(rows.device),
                 absent=self._absent(x),
             )
@@ -272,7 +277,7 @@ class RBM(
     def _classes(self, labels: Any, count: int) -> Tensor | None:
         """Places of the labels, for a model that begins; `classes_` is set where there are any."""
         classes, places = (None, None) if labels is None else class_numbers(labels, count, None)
-        for name in ("classes_", "class_components_", "intercept_class_", "h_rungs_"):
+        for name in ("classes_", "class_components_", "intercept_class_"):
             self.__dict__.pop(name, None)
         if classes is not None:
             self.classes_ = classes
@@ -304,9 +309,10 @@ class RBM(
         if self.centered:
             p.visible_bias[:v] = self._bias_of_means(means)
         stream = Stream(int(rng.randint(np.iinfo(np.int32).max)))
-        tempered = self.method == "pt"
-        ladder = Ladder.of(self.n_temperatures, self._chains, rows.device) if tempered else None
-        count = self._chains * (self.n_temperatures if tempered else 1)
+        ladder, count = None, self._chains
+        if self.method == "pt":
+            ladder = Ladder.of(self.n_temperatures, count, rows.device)
+            count *= self.n_temperatures
         middle = 0.5 if self.hidden == "bernoulli" else 0.0
         return self._learner(
             p,
@@ -326,14 +332,16 @@ class RBM(
             value = getattr(p, name)
             setattr(p, name, None if value is None else value.clone())
         chains = tensor(self.h_samples_).to(p.weight).clone()
-        ladder = None
-        if self.method == "pt":
-            count, rung = self.n_temperatures, getattr(self, "h_rungs_", None)
-            if rung is None or len(rung) != len(chains) or len(chains) % count:
-                chains = chains.repeat(count, 1)
-                ladder = Ladder.of(count, len(chains) // count, rows.device)
-            else:
-                ladder = Ladder(count, tensor(rung).to(rows.device))
+        count = self.n_temperatures if self.method == "pt" else 1
+        ladder = (
+            Ladder(tensor(self.h_rungs_).to(rows.device)) if hasattr(self, "h_rungs_") else None
+        )
+        if ladder is not None and ladder.rungs != count:
+            # Chains of other temperatures are of no use.
+            chains, ladder = chains[ladder.cold], None
+        if ladder is None and count > 1:
+            ladder = Ladder.of(count, len(chains), rows.device)
+            chains = chains.repeat_interleave(count, 0)
         learner = self._learner(
             p,
             Stream(*map(int, self.stream_)),
@@ -342,7 +350,13 @@ class RBM(
             tensor(self.visible_means_).to(p.weight).clone(),  # a file aligns nothing
             tensor(self.hidden_means_).to(p.weight).clone(),
         )
-        learner.velocity = getattr(self, "_velocity", {})
+        if self.momentum and hasattr(self, "velocity_"):
+            flat = tensor(self.velocity_).to(p.weight)
+            like = [getattr(p, name) for name in STEPS]
+            parts = flat.split([0 if t is None else t.numel() for t in like])
+            learner.velocity = {
+                name: part.view_as(t) for name, t, part in zip(STEPS, like, parts) if t is not None
+            }
         return learner
 
     @property
@@ -390,13 +404,17 @@ class RBM(
             self.class_components_ = self._own(p.class_weight.contiguous())
             self.intercept_class_ = self._own(p.visible_bias[v:])
         self.h_samples_ = self._own(learner.chains)
+        for name in ("h_rungs_", "velocity_", "partition_"):
+            self.__dict__.pop(name, None)
         if learner.ladder is not None:
-            self.h_rungs_ = self._own(learner.ladder.rung.reshape(-1))
+            self.h_rungs_ = self._own(learner.ladder.rung)
+        if learner.velocity:
+            self.velocity_ = self._own(
+                torch.cat([learner.velocity[n].flatten() for n in STEPS if n in learner.velocity])
+            )
         assert learner.hidden_offset is not None
         self.hidden_means_ = self._own(learner.hidden_offset)
         self.stream_ = np.array([learner.stream.seed, learner.stream.step])
-        self._velocity = learner.velocity
-        self.__dict__.pop("partition_", None)
 
     def _warn(self, stopped: BaseException | None, epoch: int) -> None:
         if isinstance(stopped, KeyboardInterrupt):

@@ -28,7 +28,7 @@ class CategoricalRBM(RBM):
     Args:
         n_components: J, hidden units.
         levels: (L,) values of an entry; None for those of the rows of the first `fit` or
-            `partial_fit`.
+            `partial_fit`.  Entries are compared with them in float32 where it tells them apart.
         learning_rate, batch_size, n_iter, verbose, random_state: as in `evidens.BernoulliRBM`.
         method: ``"cd"`` as there, or for rows without missing entries ``"pcd"`` or ``"pt"``: a
             persistent chain is of one machine, not of one for every row.
@@ -43,7 +43,7 @@ class CategoricalRBM(RBM):
         visible_means_: (D L,) how often each unit is on.
         h_samples_, history_, n_iter_, ...: as in `evidens.BernoulliRBM`.
 
-    Missing is NaN, or -1 where -1 is no level; of a sparse matrix, what is not stored.
+    Missing is NaN, or -1 where -1 is no level; of a sparse matrix or tensor, what is not stored.
 
     Source: Salakhutdinov, Mnih and Hinton, Restricted Boltzmann machines for collaborative
     filtering (2007).
@@ -231,17 +231,25 @@ class CategoricalRBM(RBM):
             return x.isnan()
         return x.isnan() | (x == MISSING)
 
-    def _units(self, x: Tensor) -> Tensor:
-        levels, missing = _levels(self, x), self._missing(x)
-        on = x[:, :, None] == levels
-        bad = ~(on.any(2) | missing)
+    def _on(self, x: Tensor, name: str = "X") -> Tensor:
+        """Bool (n, D, L): which level each entry has."""
+        levels = torch.from_numpy(self.levels_).to(x.device)
+        single = levels.float()
+        # A level may have come in float32, where 0.1 is another number.
+        alike = len(single.unique()) == len(levels)
+        on = x.float()[:, :, None] == single if alike else x[:, :, None] == levels
+        bad = ~(on.any(2) | self._missing(x))
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"X holds the level {x[row, column].item():g} in column {column}; expected one of "
-                f"{self.levels_.tolist()}, or NaN or -1 for missing. Give all levels as levels=..."
+                f"{name} holds the level {x[row, column].item():g} in column {column}; expected "
+                f"one of {self.levels_.tolist()}, or NaN or -1 for missing. Give all levels as "
+                "levels=..."
             )
-        return on.to(x.dtype).flatten(1)
+        return on
+
+    def _units(self, x: Tensor) -> Tensor:
+        return self._on(x).to(x.dtype).flatten(1)
 
     def _rows_of_units(self, v: Tensor) -> Tensor:
         return v.unflatten(1, (-1, self._levels)) @ _levels(self, v)
@@ -265,7 +273,7 @@ class CategoricalRBM(RBM):
             total = total + (v.sum(0) if weight is None else weight[at].double() @ v)
             count += len(x) if weight is None else float(weight[at].sum(dtype=torch.float64))
         groups = total.unflatten(0, (-1, self._levels))
-        return ((groups + groups.sum(0) / groups.sum()) / (count + 1)).flatten()
+        return ((groups + rows.one * groups.sum(0) / groups.sum()) / (count + rows.one)).flatten()
 
     def _bias_of_means(self, means: Tensor) -> Tensor:
         return self._expected(means).log()
@@ -274,14 +282,16 @@ class CategoricalRBM(RBM):
         groups = means.unflatten(0, (-1, self._levels))
         return (groups / groups.sum(1, keepdim=True)).clamp(min=1e-6).flatten()
 
-    def _check_states(self, x: Tensor) -> None:
+    def _check_states(self, x: Tensor, op: str, name: str = "X") -> None:
         missing = self._missing(x)
         if missing.any():
             column = int(missing.nonzero()[0, 1])
+            instead = "fit with monitor=0" if op == "monitor" else "use predict for single entries"
             raise ValueError(
-                f"log_prob: an entry of column {column} is missing; the normaliser is of the "
-                "machine of all features. Fill it with impute, or use predict for single entries."
+                f"{op}: an entry of column {column} of {name} is missing; the normaliser is of the "
+                f"machine of all features. Fill it with impute, or {instead}."
             )
+        self._on(x, f"{op}: {name}")
 
     def _set(self, learner: Any) -> None:
         super()._set(learner)
@@ -300,6 +310,14 @@ class CategoricalRBM(RBM):
 
 class LevelRows(RBMRows):
     """Rows of levels: of a sparse matrix, what is not stored is missing."""
+
+    @staticmethod
+    def _dense(x: Tensor) -> Tensor:
+        x = x.to_sparse_coo().coalesce()
+        values = x.values() if x.is_floating_point() else x.values().double()
+        dense = values.new_full(x.shape, torch.nan)
+        dense[tuple(x.indices())] = values
+        return dense
 
     def take(self, at: slice | Tensor) -> Tensor:
         """Some rows, (n, D) contiguous, NaN where an entry is missing."""

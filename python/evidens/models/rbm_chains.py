@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,17 @@ from evidens.models.rbm_parameters import RBMParameters
 
 # Half-steps that one seed counts.
 LONGEST = 1 << 30
+# Multiplications of one call of an op, a fraction of a second: Python hears Ctrl-C after it.
+CALL = 1 << 30
 # Streams of their own beside that of the units; a seed of a stream has 31 bits.
 CLASS, SWAP = 1 << 32, 2 << 32
+
+
+def parts(count: int, work: int, least: int = 1) -> Iterator[int]:
+    """``count`` steps of ``work`` multiplications, cut into calls: Ctrl-C is heard between."""
+    step = max(least, CALL // max(1, work))
+    for start in range(0, count, step):
+        yield min(step, count - start)
 
 
 @dataclass
@@ -91,22 +101,25 @@ def advance(
         values: (N, V), what these keep.
     """
     if not p.classes:
-        step = stream.take(steps)  # before the seed, which it may change
-        return Moves(
-            *ops.rbm_gibbs(
-                h,
-                *p.arguments,
-                steps=steps,
-                seed=stream.seed,
-                start="hidden",
-                beta=beta,
-                clamped=clamped,
-                values=values,
-                step0=step,
-                means=True,
-                **p.kinds,
+        for part in parts(steps, len(h) * p.weight.numel()):
+            step = stream.take(part)  # before the seed, which it may change
+            moves = Moves(
+                *ops.rbm_gibbs(
+                    h,
+                    *p.arguments,
+                    steps=part,
+                    seed=stream.seed,
+                    start="hidden",
+                    beta=beta,
+                    clamped=clamped,
+                    values=values,
+                    step0=step,
+                    means=True,
+                    **p.kinds,
+                )
             )
-        )
+            h = moves.h
+        return moves
     n, v = len(h), p.pixels
     given = torch.zeros(n, v + p.classes, dtype=h.dtype, device=h.device)
     held = torch.zeros(n, v + p.classes, dtype=torch.bool, device=h.device)
@@ -142,61 +155,79 @@ def advance(
 class Ladder:
     """Chains at rising inverse temperatures that exchange them (parallel tempering).
 
-    Chain ``r n + i`` is of ladder i; each ladder has one chain at every rung.  The states stay and
-    the temperatures wander: neighbours on a ladder change places with probability
-    ``min(1, exp((beta - beta') (E - E')))``.
+    Chain ``R i + r`` is of ladder i, so its random numbers do not depend on how many ladders there
+    are; each ladder has one chain at every rung.  The states stay and the temperatures wander:
+    neighbours on a ladder change places with probability ``min(1, exp((beta - beta') (E - E')))``.
 
     Args:
-        rungs: R; inverse temperatures 1 / R .. 1.
-        rung: (R n,) rung of each chain.
+        rung: (n, R) rung of each chain; inverse temperatures are 1 / R .. 1.
 
     Source: Desjardins, Courville, Bengio, Vincent and Delalleau, Tempered Markov chain Monte Carlo
     for training of restricted Boltzmann machines (2010).
     """
 
-    def __init__(self, rungs: int, rung: Tensor) -> None:
-        self.rungs = rungs
-        self.rung = rung.view(rungs, -1)
+    def __init__(self, rung: Tensor) -> None:
+        self.rung = rung
 
     @classmethod
     def of(cls, rungs: int, chains: int, device: torch.device) -> Ladder:
         """A ladder for each of ``chains`` chains, in order."""
-        return cls(rungs, torch.arange(rungs, device=device).repeat_interleave(chains))
+        return cls(torch.arange(rungs, device=device).repeat(chains, 1))
+
+    @property
+    def rungs(self) -> int:
+        """R."""
+        return self.rung.shape[1]
 
     def beta(self, dtype: torch.dtype) -> Tensor:
-        """(R n,)."""
+        """(n R,)."""
         return (self.rung.reshape(-1) + 1).to(dtype) / self.rungs
 
     @property
     def cold(self) -> Tensor:
         """(n,) chains at inverse temperature 1, one of each ladder."""
-        place = (self.rung == self.rungs - 1).int().argmax(0)
-        return place * self.rung.shape[1] + torch.arange(len(place), device=place.device)
+        place = (self.rung == self.rungs - 1).int().argmax(1)
+        return place + self.rungs * torch.arange(len(place), device=place.device)
 
     def exchange(self, energy: Tensor, stream: Stream) -> None:
-        """Even or odd pairs of neighbours change places, by the energies (R n,) of their states."""
+        """Even or odd pairs of neighbours change places, by the energies (n R,) of their states."""
         step = stream.take(1)
-        energy = energy.double().view(self.rungs, -1)
-        order = self.rung.argsort(0)
+        energy = energy.double().view(-1, self.rungs)
+        order = self.rung.argsort(1)
         first = step // 2 % 2  # a step and its exchange take two
-        low, high = order[first:-1:2], order[first + 1 :: 2]
-        low = low[: len(high)]
-        if len(high) == 0:
+        low, high = order[:, first:-1:2], order[:, first + 1 :: 2]
+        if high.numel() == 0:
             return
         # Neighbours differ by 1 / R in their inverse temperature.
-        gain = (energy.gather(0, high) - energy.gather(0, low)) / self.rungs
-        u = stream.uniform(SWAP, step, gain.T, len(gain)).T
-        swap = u.log() < gain
-        at_low, at_high = self.rung.gather(0, low), self.rung.gather(0, high)
-        self.rung = self.rung.scatter(0, low, torch.where(swap, at_high, at_low)).scatter(
-            0, high, torch.where(swap, at_low, at_high)
+        gain = (energy.gather(1, high) - energy.gather(1, low)) / self.rungs
+        swap = stream.uniform(SWAP, step, gain, gain.shape[1]).log() < gain
+        at_low, at_high = self.rung.gather(1, low), self.rung.gather(1, high)
+        self.rung = self.rung.scatter(1, low, torch.where(swap, at_high, at_low)).scatter(
+            1, high, torch.where(swap, at_low, at_high)
         )
 
 
-def temper(p: RBMParameters, h: Tensor, steps: int, stream: Stream, ladder: Ladder) -> Moves:
-    """``steps`` steps of all chains (R n, J), each followed by an exchange."""
+def temper(
+    p: RBMParameters,
+    h: Tensor,
+    steps: int,
+    stream: Stream,
+    ladder: Ladder,
+    **given: Tensor | None,
+) -> Moves:
+    """``steps`` steps of all chains (n R, J), each followed by an exchange.
+
+    Args:
+        p, h, steps, stream: as in `advance`.
+        ladder: whose temperatures are exchanged.
+        **given: ``labels``, ``clamped`` and ``values`` of `advance`, a row for each chain.
+
+    Returns:
+        The last moves.  Their means are of the temperatures before the exchange: of the chains that
+        are cold now, only the states are those of the machine.
+    """
     for _ in range(steps):
-        moves = advance(p, h, 1, stream, beta=ladder.beta(h.dtype))
+        moves = advance(p, h, 1, stream, beta=ladder.beta(h.dtype), **given)
         ladder.exchange(p.energy(moves.v, moves.h), stream)
         h = moves.h
     return moves

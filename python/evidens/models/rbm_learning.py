@@ -12,10 +12,13 @@ from evidens import ops
 from evidens.models.rbm_chains import Ladder, Stream, advance, draw_class, draw_hidden, temper
 from evidens.models.rbm_parameters import LOG_VARIANCE, RBMParameters
 
+# Parameters that are learned, in the order in which `RBM.velocity_` holds their last steps.
+STEPS = ("weight", "visible_bias", "hidden_bias", "log_variance")
 # Share of the batch in the running mean of the hidden units, the offset of centred gradients.
 FOLLOW = 0.01
-# Root mean square of a step of the weights beyond which learning has gone astray.
-ASTRAY = 10.0
+# Root mean square of a step beyond which learning has gone astray, of weights and of biases: these
+# follow what lies outside the range of a unit, too.
+ASTRAY, ASTRAY_BIAS = 10.0, 1000.0
 
 
 class Diverged(ArithmeticError):
@@ -31,7 +34,7 @@ class Learner:
         stream: random numbers.
         method: ``"pcd"``, ``"cd"`` or ``"pt"``.
         steps: k.
-        chains: (M, J) hidden states of the persistent chains; R M of them with a ladder.
+        chains: (M, J) hidden states of the persistent chains; M R of them with a ladder.
         ladder: of parallel tempering.
         momentum: share of the last step in this one.
         weight_decay: pull of the weights to 0.
@@ -51,6 +54,12 @@ class Learner:
     visible_offset: Tensor | None = None
     hidden_offset: Tensor | None = None
     velocity: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.astray_bias = ASTRAY_BIAS
+        if self.p.log_variance is not None and self.visible_offset is not None:
+            # Biases of hidden units take the offset of numbers off again, whatever it is.
+            self.astray_bias *= 1 + float(self.visible_offset.abs().max())
 
     def step(
         self,
@@ -73,7 +82,7 @@ class Learner:
             absent: (n, V) units that take no part, for ``"cd"``; x is 0 there.
 
         Raises:
-            Diverged: the step is not finite, or out of all proportion; nothing has changed.
+            Diverged: the step is not finite, or out of all proportion; only the chains have moved.
             ValueError: units are absent beside persistent chains.
         """
         if absent is not None and self.method != "cd":
@@ -107,10 +116,12 @@ class Learner:
             steps["log_variance"][p.pixels :] = 0  # a class has none
         if self.visible_offset is not None:
             hidden = found.h_mean.sum(0) if weight is None else weight @ found.h_mean
-            self._centre(steps, hidden / total)
+            self._centre(steps)
         if self.weight_decay:
             steps["weight"].sub_(p.weight, alpha=self.weight_decay / mean)
         self._move(steps, rate * mean)
+        if self.visible_offset is not None and self.hidden_offset is not None:
+            self.hidden_offset = self.hidden_offset.lerp(hidden / total, FOLLOW)
 
     # --- phases ----------------------------------------------------------------------------------
 
@@ -166,8 +177,8 @@ class Learner:
         elif self.ladder is not None:
             moves = temper(self.p, self.chains, self.steps, self.stream, self.ladder)
             self.chains = moves.h
-            cold = self.ladder.cold
-            return moves.v[cold], moves.h_mean[cold]
+            cold = moves.v[self.ladder.cold]
+            return cold, self.p.hidden_mean(cold)
         else:
             moves = advance(self.p, self.chains, self.steps, self.stream)
             self.chains = moves.h
@@ -175,7 +186,7 @@ class Learner:
 
     # --- the step --------------------------------------------------------------------------------
 
-    def _centre(self, steps: dict[str, Tensor], hidden: Tensor) -> None:
+    def _centre(self, steps: dict[str, Tensor]) -> None:
         """The gradient of a machine whose units are counted from their means.
 
         Source: Melchior, Fischer and Wiskott, How to center deep Boltzmann machines (2016),
@@ -187,22 +198,22 @@ class Learner:
         w.addr_(at_h, steps["visible_bias"], alpha=-1).addr_(steps["hidden_bias"], at_v, alpha=-1)
         steps["visible_bias"] -= at_h @ w
         steps["hidden_bias"] -= w @ self.p.scaled(at_v)
-        self.hidden_offset = at_h.lerp(hidden, FOLLOW)
 
     def _move(self, steps: dict[str, Tensor], rate: float) -> None:
-        for name, step in steps.items():
-            if self.momentum:
-                old = self.velocity.get(name)
-                step = (
-                    step.mul_(rate)
-                    if old is None
-                    else old.mul_(self.momentum).add_(step, alpha=rate)
-                )
-                steps[name] = step
-        scale = 1.0 if self.momentum else rate
-        # One number for all: what is not finite in a bias is not in the weights either.
-        size = float(torch.linalg.vector_norm(steps["weight"])) * scale
-        if not size <= ASTRAY * math.sqrt(self.p.weight.numel()):
+        scale = rate
+        if self.momentum:
+            scale = 1.0
+            # In the new step, not in the last one: a step that is refused leaves no trace.
+            for name, step in steps.items():
+                step.mul_(rate)
+                if name in self.velocity:
+                    step.add_(self.velocity[name], alpha=self.momentum)
+        sizes = [
+            torch.linalg.vector_norm(step)
+            / ((ASTRAY if name == "weight" else self.astray_bias) * math.sqrt(step.numel()))
+            for name, step in steps.items()
+        ]
+        if not float(torch.stack(sizes).max()) * scale <= 1:
             raise Diverged
         for name, step in steps.items():
             getattr(self.p, name).add_(step, alpha=scale)

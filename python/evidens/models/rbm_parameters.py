@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +48,14 @@ class RBMParameters:
             "levels": self.levels,
             "log_variance": self.log_variance,
         }
+
+    def checksum(self) -> int:
+        """32 bits that change with the parameters and the kinds of the units."""
+        parts = [t for t in (*self.arguments, self.log_variance) if t is not None]
+        found = zlib.crc32(f"{self.visible} {self.hidden} {self.levels} {self.classes}".encode())
+        for t in parts:
+            found = zlib.crc32(t.detach().cpu().contiguous().numpy().data, found)
+        return found
 
     @property
     def pixels(self) -> int:
@@ -133,6 +143,24 @@ class RBMParameters:
         )
         return own + self.class_terms(x).logsumexp(1)
 
+    def log_weight_of_hidden(self, h: Tensor) -> Tensor:
+        """``log sum_v exp(-E(v, h))`` (M,) of hidden states, summed over the classes, too."""
+        pull = h @ self.weight
+        rows, label = (self.visible_bias + pull).tensor_split([self.pixels], 1)
+        if self.visible == "gaussian":
+            pull = pull[:, : self.pixels]
+            # (b + pull)^2 - b^2, in which nothing cancels
+            own = self.scaled(pull * (self.visible_bias[: self.pixels] + 0.5 * pull)).sum(1)
+            assert self.log_variance is not None
+            own = own + 0.5 * (math.log(2 * math.pi) + self.log_variance[: self.pixels]).sum()
+        elif self.visible == "softmax":
+            own = rows.unflatten(1, (-1, self.levels)).logsumexp(2).sum(1)
+        else:
+            own = log_sum(rows, self.visible).sum(1)
+        if self.classes:
+            own = own + label.logsumexp(1)
+        return own + h @ self.hidden_bias
+
     def class_terms(self, x: Tensor) -> Tensor:
         """``log p(k | x)`` (N, C) up to a constant of the row, from one product for all classes."""
         field = self.hidden_input(x)
@@ -140,10 +168,7 @@ class RBMParameters:
         return torch.stack(terms, 1) + self.visible_bias[self.pixels :]
 
     def _log_sum(self, field: Tensor) -> Tensor:
-        """``log sum_h exp(h field)`` of each unit."""
-        if self.hidden == "bernoulli":
-            return softplus(field)
-        return field.abs() + softplus(-2 * field.abs())
+        return log_sum(field, self.hidden)
 
     def hidden_mean_of_rows(self, x: Tensor) -> Tensor:
         """``E[h | x]`` (N, J), over the classes where there are any."""
@@ -154,3 +179,10 @@ class RBMParameters:
         for k, column in enumerate(self.class_weight.T):
             means += posterior[:, k, None] * self._mean_of(field + column)
         return means
+
+
+def log_sum(field: Tensor, kind: str) -> Tensor:
+    """``log sum_u exp(u field)`` over the two states of each unit."""
+    if kind == "bernoulli":
+        return softplus(field)
+    return field.abs() + softplus(-2 * field.abs())

@@ -36,8 +36,8 @@ class RBMRows:
         self.dense: Tensor | None = None
         if isinstance(X, Tensor):
             x = X.detach()
-            x = x.to_dense() if x.layout != torch.strided else x
             check_rows(model, x, reset=reset)
+            x = x if x.layout == torch.strided else self._dense(x)
             self.dense, self.device = x, x.device
             self.dtype = working_dtype(x.dtype) if x.is_floating_point() else torch.float64
             self._finite(x, missing)
@@ -57,6 +57,12 @@ class RBMRows:
             else:
                 self.dense = to_tensor(x)
         self.shape = tuple(x.shape)
+        self.one = 1.0  # what a weight of 1 has become, see `weights`
+
+    @staticmethod
+    def _dense(x: Tensor) -> Tensor:
+        """A sparse tensor with what it does not store."""
+        return x.to_dense()
 
     @staticmethod
     def _finite(x: Tensor, missing: bool) -> None:
@@ -114,17 +120,19 @@ def batches(count: int, size: int, order: Tensor | None) -> Iterator[slice | Ten
 
 
 def weights(sample_weight: Any, rows: RBMRows) -> Tensor | None:
-    """(N,) weights, whose mean is the unit of a step.
+    """(N,) weights times ``rows.one``, a power of two that puts the largest between 1/2 and 1.
 
     Raises:
         ValueError: another shape, negative, not finite, or all zero.
     """
     if sample_weight is None:
         return None
-    weight = weights_of(sample_weight, len(rows), rows.device, rows.dtype)
+    weight = weights_of(sample_weight, len(rows), rows.device, torch.float64)
     if not weight.any():
         raise ValueError("sample_weight: all weights are zero, so there is no row to fit to")
-    return weight
+    # Of 1e-40 or 1e38 float32 resolves no sums.
+    rows.one = 2.0 ** min(1000, -math.frexp(float(weight.max()))[1])
+    return (weight * rows.one).to(rows.dtype)
 
 
 def class_numbers(labels: Any, count: int, classes: np.ndarray | None) -> tuple[Any, Any]:
@@ -149,8 +157,13 @@ def class_numbers(labels: Any, count: int, classes: np.ndarray | None) -> tuple[
             f"labels: expected integers with -1 for unknown, got dtype {given.dtype}; "
             "sklearn.preprocessing.LabelEncoder makes them of names"
         )
-    if (given != np.round(given)).any():
-        raise ValueError("labels: expected integers with -1 for unknown, got fractions or NaN")
+    bad = (given != np.round(given)) | (np.abs(given.astype(np.float64)) >= 2.0**63)
+    if bad.any():
+        row = int(bad.nonzero()[0][0])
+        raise ValueError(
+            f"labels: expected integers of 64 bits with -1 for unknown, got {given[row]} at row "
+            f"{row}; fractions, NaN and infinities name no class"
+        )
     given = given.astype(np.int64)
     known = given != -1
     if classes is None:
@@ -181,6 +194,6 @@ def warn_of_range(rows: RBMRows, low: float, name: str) -> None:
                 "What is learned from other numbers is no density of them: scale them "
                 "(sklearn.preprocessing.MinMaxScaler) or use GaussianRBM.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=4,  # fit or partial_fit
             )
             return

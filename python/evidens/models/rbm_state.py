@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,24 @@ from torch import Tensor
 from evidens.models._arrays import to_tensor
 from evidens.models.rbm_parameters import RBMParameters
 from evidens.models.rbm_rows import RBMRows, class_numbers
+
+# What to do about rows that are no states, by what they were meant for.
+INSTEAD = {
+    "log_prob": "Round X, or rank rows by free_energy or score_samples.",
+    "monitor": "Round them, or fit with monitor=0.",
+    "impute": "Round them, or put NaN where a value is not known.",
+}
+
+
+def whole(op: str, name: str, value: Any, least: int) -> int:
+    """An integer that is not less.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{op}: {name} must be an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 class RBMState:
@@ -57,8 +76,11 @@ class RBMState:
         """Bool (n, V): units that take no part in learning; None where all do."""
         return None
 
-    def _check_states(self, x: Tensor) -> None:
-        """Refuses rows that are no states of the visible units."""
+    def _look_at(self, rows: RBMRows) -> None:
+        """Warns of rows that are learned from without being what the units stand for."""
+
+    def _check_states(self, x: Tensor, op: str, name: str = "X") -> None:
+        """Refuses rows that are no states of the visible units; ``op`` is one of `INSTEAD`."""
 
     def _means(self, rows: RBMRows, weight: Tensor | None) -> Tensor:
         """(V,) float64 means of the visible units."""
@@ -73,7 +95,7 @@ class RBMState:
         return means
 
     def _likelier(self, means: Tensor) -> Tensor:
-        """The likelier states of the units, from their means."""
+        """The likelier states of the units, from their means; the means where units are numbers."""
         return means
 
     def _merge(self, x: Tensor, v: Tensor) -> Tensor:
@@ -98,7 +120,7 @@ class RBMState:
             return None
         self._check_classes()
         if np.ndim(labels) == 0:
-            labels = np.full(n, int(labels))
+            labels = np.full(n, labels.item() if isinstance(labels, Tensor) else labels)
         return class_numbers(labels, n, self.classes_)[1].to(tensor(self.components_).device)
 
     def _parameters(

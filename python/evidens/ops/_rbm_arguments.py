@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ def _in_order(
         and visible_bias.shape == shape[1:]
         and hidden_bias.shape == shape[:1]
         and all([t.dtype is dtype and t.device == device for t in given])
+        and all([isinstance(t, Tensor) and t.layout is torch.strided for t in given])
     )
 
 
@@ -85,6 +87,12 @@ def machine(
     if log_variance is not None:
         given.append(("log_variance", log_variance))
     tensors = dict(zip((n for n, _ in given), checks.widen(op, *given)))
+    for n, t in tensors.items():
+        if t.layout is not torch.strided:
+            raise TypeError(
+                f"evidens.{op}: {n} must be a dense tensor, got {t.layout}; convert it with "
+                f"{n}.to_dense()"
+            )
     weight = tensors["weight"]
     checks.floating(op, "weight", weight)
     if weight.ndim != 2:
@@ -105,6 +113,8 @@ def machine(
             f"evidens.{op}: levels (units of a group) belongs to visible='softmax' and to no other "
             f"kind, got {levels!r} with {visible!r}"
         )
+    if levels is not None and (not isinstance(levels, int) or isinstance(levels, bool)):
+        raise TypeError(f"evidens.{op}: levels must be an integer, got {levels!r}")
     if levels is not None and (levels < 1 or v % levels):
         raise ValueError(
             f"evidens.{op}: levels must divide the visible units, got {levels} with V = {v}; "
@@ -125,6 +135,8 @@ def machine(
     checks.arguments(
         op, weight, sizes, lambda: f"weight (J, V) = {(j, v)}", *others, other="weight"
     )
+    if checks.readable() and weight.is_cpu:
+        _check_values(op, tensors["visible_bias"], tensors.get("log_variance"), visible)
     return Machine(
         tensors[name] if state is not None else weight,
         weight,
@@ -135,6 +147,24 @@ def machine(
         hidden,
         levels or 0,
     )
+
+
+def _check_values(op: str, bias: Tensor, log_variance: Tensor | None, visible: str) -> None:
+    """Refuses numbers of which no law follows."""
+    if log_variance is not None:
+        most = math.floor(math.log(torch.finfo(log_variance.dtype).max))
+        bad = ~(log_variance.abs() <= most)
+        if bad.any():
+            raise ValueError(
+                f"evidens.{op}: log_variance must lie in -{most} .. {most}, where {bias.dtype} "
+                f"holds its exponential, got {log_variance[bad][0].item():g}; scale the rows"
+            )
+    if visible == "softmax" and (bias == math.inf).any():
+        raise ValueError(
+            f"evidens.{op}: visible_bias of a softmax group must not be inf, got it at unit "
+            f"{int((bias == math.inf).nonzero()[0, 0])}; a level that is always on stands beside "
+            "others of -inf"
+        )
 
 
 def inverse_temperature(

@@ -47,7 +47,7 @@ def ais(
         out.data_ptr(),
     )
     if not out.isfinite().all():
-        raise ValueError(_overflow("rbm_ais", weight))
+        raise ValueError(_overflow("rbm_ais", weight, visible_bias, hidden_bias, base_bias))
     return out
 
 
@@ -59,12 +59,18 @@ def exact_log_partition(
         weight.shape[1], weight.shape[0], levels, *map(address, tensors)
     )
     if not math.isfinite(found):
-        raise ValueError(_overflow("rbm_exact_log_partition", weight))
+        raise ValueError(_overflow("rbm_exact_log_partition", weight, visible_bias, hidden_bias))
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _overflow(op: str, weight: Tensor) -> str:
+def _overflow(op: str, weight: Tensor, *biases: Tensor) -> str:
+    """The message for energies out of range, with the largest number of each kind."""
+    of_weights, of_biases = (
+        max((float(t.abs().max()) for t in tensors if t.numel()), default=0.0)
+        for tensors in ((weight,), biases)
+    )
     return (
         f"evidens.{op}: energies must stay within what {weight.dtype} resolves, got weights of up "
-        f"to {weight.abs().max().item():.3g}; look at how the machine was trained"
+        f"to {of_weights:.3g} and biases of up to {of_biases:.3g} (of units of two states 0 and 1, "
+        "or of variance 1); look at how the machine was trained"
     )

@@ -175,7 +175,13 @@ def _schedule(rungs: int, betas: Tensor | Sequence[float] | None, weight: Tensor
         if not 1 <= rungs < 1 << 31:
             raise ValueError(f"evidens.rbm_ais: rungs must be in 1 .. 2^31 - 1, got {rungs}")
         return torch.linspace(0, 1, rungs + 1, dtype=torch.float64, device=weight.device)
-    b = torch.as_tensor(betas, dtype=torch.float64)
+    try:
+        b = torch.as_tensor(betas, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"evidens.rbm_ais: betas must be numbers that rise from 0 to 1, got {betas!r}"
+        ) from None
+    checks.no_gradient("rbm_ais", b, instead="betas.detach()")
     if b.ndim != 1 or b.shape[0] < 2:
         raise ValueError(
             f"evidens.rbm_ais: betas must have shape (K + 1,) with K >= 1, got {tuple(b.shape)}"
@@ -239,6 +245,11 @@ def rbm_ais(
         levels: L of ``"softmax"``: V = D L units in groups of L of which one is 1.
         log_variance: (V,) log s^2 of ``"gaussian"``.
         row0: row of the stream of the first chain, not negative.
+
+    Chains see the modes that they come upon: where all of them miss one, the estimate is too low
+    and the interval, which is made of what was seen, stays narrow.  So it is with weights of tens
+    of nats, or a base model far from the machine.  What distinct states weigh together (minus
+    `rbm_free_energy`) is a lower bound to hold it against, as `evidens.BernoulliRBM` does.
 
     Returns:
         `RBMPartition`: log-weights (N,), log Z, its interval and the effective sample size.  A

@@ -171,6 +171,11 @@ def rbm_gibbs(
     return v, h, v_mean.clone(), h_mean.clone()
 
 
+def _own(v: Tensor, bias: Tensor) -> Tensor:
+    """``-b.v`` (N,), where a unit that is off for good takes no part."""
+    return -(v * torch.where((v == 0) & bias.isinf(), 0.0, bias)).sum(1)
+
+
 def rbm_free_energy(
     v: Tensor,
     weight: Tensor,
@@ -187,7 +192,7 @@ def rbm_free_energy(
         assert log_variance is not None
         own = 0.5 * ((v - visible_bias).square() * torch.exp(-log_variance)).sum(1)
     else:
-        own = -(v @ visible_bias)
+        own = _own(v, visible_bias)
     if beta is not None:
         field, own = field * beta[:, None], own * beta
     # torch leaves softplus for its argument from 20 on, which would show in float64.
@@ -226,7 +231,7 @@ def rbm_free_energy_backward(
     else:
         grad_v = grad_v - g[:, None] * visible_bias
         grad_visible = -(g @ v)
-        own = -(v @ visible_bias)
+        own = _own(v, visible_bias)
     grad_beta = None
     if beta is not None:
         # A hidden unit that is off for good has a field of -inf and takes no part.

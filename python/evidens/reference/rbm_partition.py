@@ -57,6 +57,8 @@ def reduced(
         assert log_variance is not None
         scale = torch.exp(0.5 * log_variance.double())
         w, b, a = w / scale, b / scale, a / scale
+        # Counted from b: an offset of the visible units is none of the energy.
+        w, b, c, a = w, b * 0, c + w @ b, a - b
         constant = constant + 0.5 * log_variance.double().sum()
     if hidden == "spin":  # h W v + c.h = 2 u W v + 2 c.u - 1 W v - 1.c for h = 2 u - 1
         pull = w.sum(0)
