@@ -235,6 +235,14 @@ def _rbm(name: str, options: dict[str, Any], n: int) -> Given:
     return Given(call, [(normal(n, 9) > 0).double(), *_machine()], [])
 
 
+def _pcd(n: int) -> Given:
+    def call(v: Tensor, h: Tensor, *machine: Tensor) -> Any:
+        found, chains = ops.rbm_pcd(v, h, *machine, steps=2, seed=7, minus_weight=0.5)
+        return tuple(_tensors((*found, chains)))
+
+    return Given(call, [(normal(n, 9) > 0).double(), (normal(n, 6) > 0).double(), *_machine()], [])
+
+
 def _fields(found: Any) -> Any:
     return found if isinstance(found, tuple) else (found,)
 
@@ -323,6 +331,7 @@ def _calls() -> list[Call]:
     add("rbm_gibbs", "rbm_gibbs", _rbm, "rbm_gibbs", {"seed": 7, "steps": 2}, gradient=False)
     add("rbm_free_energy", "rbm_free_energy", _rbm, "rbm_free_energy", {})
     add("rbm_statistics", "rbm_statistics", _rbm, "rbm_statistics", {}, gradient=False)
+    add("rbm_pcd", "rbm_pcd", _pcd, gradient=False)
     add("rbm_ais", "rbm_ais", _ais, gradient=False)
     name = "rbm_exact_log_partition"
     add(name, name, _exact, gradient=False, kernel=False)

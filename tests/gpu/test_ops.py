@@ -56,7 +56,10 @@ def gradients(given: Given) -> Results:
 def exact(call: Call, given: Given, dtype: torch.dtype) -> Results:
     """The reference on the CPU, in float64 of the same numbers."""
     host = given.on("cpu", dtype)
-    if given.rows and call.op != "rbm_gibbs":  # of draws the dtype is part of what is asked
+    if given.rows and call.op not in (
+        "rbm_gibbs",
+        "rbm_pcd",
+    ):  # of draws the dtype is part of what is asked
         host = host.on("cpu", torch.float64)
     with evidens.backend("reference"):
         return gradients(host) if call.gradient else host()
