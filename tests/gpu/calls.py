@@ -240,7 +240,8 @@ def _pcd(n: int) -> Given:
         found, chains = ops.rbm_pcd(v, h, *machine, steps=2, seed=7, minus_weight=0.5)
         return tuple(_tensors((*found, chains)))
 
-    return Given(call, [(normal(n, 9) > 0).double(), (normal(n, 6) > 0).double(), *_machine()], [])
+    states = [(normal(n, 9) > 0).double(), (normal(n, 6) > 0).double()]
+    return Given(call, [*states, *_machine()], [], (0, 1))
 
 
 def _fields(found: Any) -> Any:

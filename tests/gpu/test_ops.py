@@ -27,6 +27,7 @@ SUMS_OVER_ROWS = (
     "gmm_statistics",
     "hmm_forward_backward",
     "rbm_statistics",
+    "rbm_pcd",
     "rbm_exact_log_partition",
 )
 
