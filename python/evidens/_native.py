@@ -46,7 +46,7 @@ def empty(
         return like.new_empty(*shape) if plain else like.new_empty(shape, dtype=dtype)
     memory = torch.frombuffer(library.Result(size), dtype=dtype or like.dtype)
     # No view of it: a view that a custom gradient returns could not be changed in place.
-    return memory.new_empty(0).set_(memory.untyped_storage(), 0, shape)
+    return memory.new_empty(0).set_(memory.untyped_storage()).resize_(shape)
 
 
 def _leave_pool() -> None:
