@@ -10,8 +10,9 @@ namespace {
 template <class T> static int64_t whole_blocks(int64_t rows, int64_t columns, int64_t row) {
   constexpr int W = width<T>;
   if (columns >= W) return rows / W * W;
+  if (columns < 2) return 0;
   const int64_t over = (W - columns + row - 1) / row;
-  return columns > 1 && rows > over ? (rows - over) / W * W : 0;
+  return rows > over ? (rows - over) / W * W : 0;
 }
 
 // out[c][n] = in[n][c] for n < rows, zero up to block; W x W at a time where columns are adjacent.

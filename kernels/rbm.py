@@ -298,30 +298,3 @@ def rbm_statistics(
         return found, sum_v, sum_h, means, weight.new_empty(0)
     spread = 0.5 * precision * square - (weight * found).sum(0)
     return found, sum_v * precision, sum_h, means, spread
-
-
-def rbm_pcd(
-    v: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    visible_bias: Tensor,
-    hidden_bias: Tensor,
-    log_variance: Tensor | None,
-    sample_weight: Tensor | None,
-    minus_weight: Tensor | None,
-    visible: str,
-    hidden: str,
-    levels: int,
-    steps: int,
-    seed: int,
-    row0: int,
-    step0: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sums over the rows less those over chains after ``steps`` steps, and the chains."""
-    machine = weight, visible_bias, hidden_bias, log_variance
-    given, kinds = (None, None, None), (visible, hidden, levels)
-    minus_v, chains, _, minus_h = rbm_gibbs(
-        h, *machine, *given, *kinds, "hidden", steps, True, seed, row0, step0
-    )
-    minus = minus_v, minus_h, minus_weight
-    return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains

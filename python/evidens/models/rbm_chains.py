@@ -100,24 +100,30 @@ def advance(
         clamped: (N, V) bool, rows that keep some of their units.
         values: (N, V), what these keep.
     """
+
+    def go(
+        h: Tensor, steps: int, step: int, clamped: Tensor | None, values: Tensor | None
+    ) -> Moves:
+        found = ops.rbm_gibbs(
+            h,
+            *p.arguments,
+            steps=steps,
+            seed=stream.seed,
+            start="hidden",
+            beta=beta,
+            clamped=clamped,
+            values=values,
+            step0=step,
+            means=True,
+            **p.kinds,
+        )
+        return Moves(*found)
+
+    # A step is taken before the seed is read, which it may change.
     if not p.classes:
         for part in parts(steps, len(h) * p.weight.numel()):
-            step = stream.take(part)  # before the seed, which it may change
-            moves = Moves(
-                *ops.rbm_gibbs(
-                    h,
-                    *p.arguments,
-                    steps=part,
-                    seed=stream.seed,
-                    start="hidden",
-                    beta=beta,
-                    clamped=clamped,
-                    values=values,
-                    step0=step,
-                    means=True,
-                    **p.kinds,
-                )
-            )
+            step = stream.take(part)
+            moves = go(h, part, step, clamped, values)
             h = moves.h
         return moves
     n, v = len(h), p.pixels
@@ -132,21 +138,7 @@ def advance(
             logits = logits * beta[:, None]
         step = stream.take(1)
         given[:, v:] = draw_class(logits, labels, stream, step)
-        moves = Moves(
-            *ops.rbm_gibbs(
-                h,
-                *p.arguments,
-                steps=1,
-                seed=stream.seed,
-                start="hidden",
-                beta=beta,
-                clamped=held,
-                values=given,
-                step0=step,
-                means=True,
-                **p.kinds,
-            )
-        )
+        moves = go(h, 1, step, held, given)
         h = moves.h
     moves.v_mean[:, v:] = logits.softmax(1)
     return moves

@@ -24,6 +24,7 @@ pins its unit.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -146,7 +147,9 @@ _pcd = _registry.Op(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.pcd,
     reference=reference.rbm_pcd,
-    triton=_triton("rbm_pcd"),
+    triton=functools.partial(
+        reference.rbm_pcd, gibbs=_triton("rbm_gibbs"), statistics=_triton("rbm_statistics")
+    ),
     fake=_fake_pcd,
 )
 

@@ -27,6 +27,7 @@ Training restricted Boltzmann machines using approximations to the likelihood gr
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -309,12 +310,18 @@ def rbm_pcd(
     seed: int,
     row0: int,
     step0: int,
+    *,
+    gibbs: Any = rbm_gibbs,
+    statistics: Any = rbm_statistics,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of the rows less those of chains after ``steps`` steps from h, and the chains."""
+    """Statistics of the rows less those of chains after ``steps`` steps from h, and the chains.
+
+    Another backend that has no kernel for all of it passes its own two parts.
+    """
     machine = weight, visible_bias, hidden_bias, log_variance
     given, kinds = (None, None, None), (visible, hidden, levels)
-    minus_v, chains, _, minus_h = rbm_gibbs(
+    minus_v, chains, _, minus_h = gibbs(
         h, *machine, *given, *kinds, "hidden", steps, True, seed, row0, step0
     )
     minus = minus_v, minus_h, minus_weight
-    return *rbm_statistics(v, *machine, None, sample_weight, *minus, hidden), chains
+    return *statistics(v, *machine, None, sample_weight, *minus, hidden), chains
