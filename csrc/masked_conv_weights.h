@@ -45,7 +45,7 @@ template <class T> EVIDENS_INLINE Vec<T> only_lanes(Vec<T> v, int64_t begin, int
   constexpr int W = width<T>;
   const Vec<Int<T>> lane = lane_numbers<T>();
   const Int<T> from = Int<T>(begin < 0 ? 0 : begin > W ? W : begin), to = Int<T>(end < 0 ? 0 : end > W ? W : end);
-  return (lane >= from) & (lane < to) ? v : Vec<T>{};
+  return ((lane >= from) & (lane < to)) ? v : Vec<T>{};
 }
 
 // store(i, lanes) for i < n, where lane l is row[l][i].  Nothing past `end` is read.

@@ -223,15 +223,50 @@ template <class T> EVIDENS_INLINE Vec<T> exp(Vec<T> x) {
   return x != x ? x : y;
 }
 
-// For x <= 0, as all terms of a log-sum-exp are: 0 where exp would leave the normal numbers.
+// 2^(j / 16) less j in the four bits below the exponent, where n will be added, in two vectors; and the
+// minimax polynomial as above for |r| <= ln(2) / 32 (1.2e-17).
+struct Sixteenths {
+  typedef double Eight __attribute__((vector_size(64)));
+  Eight low, high;
+  double exp[5];
+};
+constexpr double less(double power, int64_t j) {
+  return __builtin_bit_cast(double, __builtin_bit_cast(int64_t, power) - (j << 48));
+}
+constexpr Sixteenths sixteenths = {
+    {less(1.0, 0), less(1.0442737824274138, 1), less(1.0905077326652577, 2), less(1.1387886347566916, 3),
+     less(1.189207115002721, 4), less(1.241857812073484, 5), less(1.2968395546510096, 6), less(1.3542555469368927, 7)},
+    {less(1.4142135623730951, 8), less(1.4768261459394993, 9), less(1.5422108254079407, 10),
+     less(1.6104903319492543, 11), less(1.681792830507429, 12), less(1.7562521603732995, 13),
+     less(1.8340080864093424, 14), less(1.9152065613971474, 15)},
+    {0.49999999999999603176, 0.16666666664413470138, 0.041666666693303103324, 0.0083334720593774447459,
+     0.0013888593771650435738}};
+
+// For x <= 0, as all terms of a log-sum-exp are: 0 where exp would leave the normal numbers.  The low
+// bits of `shifted` are n; the others fall out where n becomes an exponent.
 template <class T> EVIDENS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
   typedef Float<T> F;
-  constexpr T lowest = T(-F::bias) / F::log2e;  // scales by the number with all bits clear
-  Vec<Int<T>> whole;
-  const Vec<T> clamped = max<T>(broadcast<T>(lowest), x);  // keeps NaN
-  const Vec<T> n = round_to_integer<T>(clamped * F::log2e, whole);
-  const Vec<T> r = (clamped - n * F::ln2_high) - n * F::ln2_low;
-  return (T(1) + expm1_reduced<T>(r)) * power_of_two<T>(whole);
+  constexpr T log_smallest = sizeof(T) == 8 ? T(-708.3964185322641) : T(-87.33654f);
+  Vec<T> y;
+  if constexpr (sizeof(T) == 8 && width<T> == 8) {  // 2^(1 / 16) for 2: two registers hold the powers
+    const Vec<T> shifted = x * (16 * F::log2e) + magic<T>, n = shifted - magic<T>;
+    const Vec<T> r = (x - n * (F::ln2_high / 16)) - n * (F::ln2_low / 16);
+#if defined(__clang__)
+    const Vec<T> found = __builtin_ia32_vpermi2varpd512(sixteenths.low, (Vec<Int<T>>)shifted, sixteenths.high);
+#else
+    const Vec<T> found = __builtin_shuffle(sixteenths.low, sixteenths.high, (Vec<Int<T>>)shifted);
+#endif
+    const Vec<T> scale = (Vec<T>)((Vec<Int<T>>)found + ((Vec<Int<T>>)shifted << 48));
+    Vec<T> q = broadcast<T>(sixteenths.exp[4]);
+#pragma GCC unroll 4
+    for (int i = 3; i >= 0; --i) q = q * r + sixteenths.exp[i];
+    y = scale + scale * (r + r * r * q);
+  } else {
+    const Vec<T> shifted = x * F::log2e + magic<T>, n = shifted - magic<T>;
+    const Vec<T> r = (x - n * F::ln2_high) - n * F::ln2_low;
+    y = (T(1) + expm1_reduced<T>(r)) * power_of_two<T>((Vec<Int<T>>)shifted);
+  }
+  return x < log_smallest ? Vec<T>{} : y;
 }
 
 // 2^t for t whose result is a normal number, to about 2 ULP: the same polynomial in r ln 2, and no

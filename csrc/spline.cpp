@@ -279,8 +279,8 @@ template <class T, int Map> struct Spline : SplineBins<T, Map> {
   }
   EVIDENS_METHOD void slopes(const Lanes<T> &z, const Inside &e, V by_d0, V by_d1) const {
     const V held = broadcast<T>(steepest<T>);
-    by_d0 = z.one0 | (e.d0 >= held) ? V{} : slope_gradient(z.raw0, e.d0, by_d0);
-    by_d1 = z.one1 | (e.d1 >= held) ? V{} : slope_gradient(z.raw1, e.d1, by_d1);
+    by_d0 = (z.one0 | (e.d0 >= held)) ? V{} : slope_gradient(z.raw0, e.d0, by_d0);
+    by_d1 = (z.one1 | (e.d1 >= held)) ? V{} : slope_gradient(z.raw1, e.d1, by_d1);
     const I last = z.bin == Int<T>(p.bins - 1), circular = z.tails == Int<T>(evidens::kCircular);
     const I wraps = knots ? I{} : last & circular;
     for (int64_t at = 0; at < p.derivatives.count; ++at) {

@@ -158,11 +158,23 @@ def test_exp_nonpositive(dtype):
     tiny = np.finfo(dtype).tiny
     normal = full > tiny
     assert (np.abs(got - full)[normal] <= np.spacing(full[normal])).all()
-    assert ((got[~normal] >= 0) & (got[~normal] <= 2 * tiny)).all()
+    assert ((got[~normal] == 0) | ((got[~normal] >= tiny) & (got[~normal] <= 2 * tiny))).all()
     ends = np.array([0.0, -0.0, -np.inf, np.nan, np.log(tiny) - 1], dtype)
     np.testing.assert_array_equal(
         call("exp_nonpositive", ends), np.array([1, 1, 0, np.nan, 0], dtype)
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", CODES)
+def test_every_nan(function, dtype):
+    """A NaN may carry anything in its mantissa, as R's NA does."""
+    integer, quiet = (np.int32, 0x7FC00000) if dtype is np.float32 else (np.int64, 0x7FF8 << 48)
+    payloads = np.random.default_rng(0).integers(0, np.finfo(dtype).nmant ** 3, 1000)
+    bits = (quiet | np.concatenate([[0, 1, 0x7A2, 0x180, quiet >> 4], payloads])).astype(integer)
+    x = np.concatenate([bits, bits | np.iinfo(integer).min]).view(dtype)
+    assert np.isnan(x).all()
+    assert np.isnan(call(function, x)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -226,7 +238,8 @@ def test_every_level(level):
     if level == evidens.info()["isa"]["chosen"]:
         pytest.skip("the level of this process: the other tests run it")
     tests = [f"{__file__}::{name}" for name in ("test_whole_range", "test_specials")]
-    tests += [f"{__file__}::{name}" for name in ("test_exact_values", "test_exp_nonpositive")]
+    more = ("test_exact_values", "test_exp_nonpositive", "test_every_nan")
+    tests += [f"{__file__}::{name}" for name in more]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
