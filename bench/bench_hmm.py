@@ -309,14 +309,15 @@ def cases(size: str = "full") -> list[Case]:
     for method in ("score", "predict_proba", "decode"):
         build = functools.partial(_model, method=method)
         floor = Floor("ratio", 15, HMMLEARN)
-        add(f"GaussianHMM.{method}", small, "float64", build, floor, inner=20, budget=8.0,
+        add(f"GaussianHMM.{method}", small, "float64", build, floor, inner=200, budget=8.0,
             frames=True)  # fmt: skip
     build = functools.partial(_whole_fit, iterations=5)
     floor = Floor("ratio", 15, HMMLEARN)
-    add("Baum-Welch, 5 iterations", small, "float64", build, floor, inner=5, frames=True)
+    add("Baum-Welch, 5 iterations", small, "float64", build, floor, inner=50, budget=8.0,
+        frames=True)  # fmt: skip
     for shape in shapes["forward"]:
         note = "2 K K flops a frame, nothing else counted"
-        add("forward recursion", shape, "float32", _forward, Floor("fraction", 0.7), inner=10,
+        add("forward recursion", shape, "float32", _forward, Floor("fraction", 0.7), inner=20,
             note=note)  # fmt: skip
     gradients = shapes["gradients"]
     title = "log-likelihood, forward + backward"

@@ -45,7 +45,7 @@ template <class T> struct Hmm : HmmLayout<T> {
     double *sums = nullptr;
     if (plan.unit_bytes > 0) {
       sums = reinterpret_cast<double *>(static_cast<char *>(units) + unit * plan.unit_bytes);
-      for (int64_t i = 0; i < p.states * padded(p.states, W); ++i) sums[i] = 0;
+      for (int64_t i = 0; i < Layout::sums_of(p); ++i) sums[i] = 0;
     }
     for (int64_t g = plan.groups * unit / plan.units; g < plan.groups * (unit + 1) / plan.units; ++g) {
       if (p.task == kHmmBestPath) HmmPath<T>::run(p, plan, s, g, worker);
@@ -72,10 +72,11 @@ template <class T> struct Hmm : HmmLayout<T> {
     double *total = static_cast<double *>(units), *out = static_cast<double *>(p.second);
     for (int64_t u = 1; u < plan.units; ++u) {
       const double *sums = reinterpret_cast<const double *>(static_cast<const char *>(units) + u * plan.unit_bytes);
-      for (int64_t i = 0; i < K * Kp; ++i) total[i] += sums[i];
+      for (int64_t i = 0; i < Layout::sums_of(p); ++i) total[i] += sums[i];
     }
     for (int64_t i = 0; i < K; ++i)
       for (int64_t j = 0; j < K; ++j) out[i * K + j] = total[i * Kp + j];
+    for (int64_t i = 0; i < Layout::moments_of(p); ++i) p.gaussians->moments[i] = total[Layout::pairs_of(p) + i];
   }
 };
 

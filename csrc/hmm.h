@@ -12,6 +12,14 @@ enum HmmTask : int32_t {
   kHmmDrawPaths = 4,      // log_likelihood, posteriors as scratch, paths (draws, N)
 };
 
+// Emissions with diagonal covariances in the place of log_obs; only where lanes are sequences.
+struct HmmGaussians {
+  int64_t features;                // D
+  const void *frames;              // (N, D) contiguous
+  const void *means, *precisions;  // (K, D); 1 / standard deviation
+  double *moments;                 // (K,), (K, D), (K, D): with second, sums of posteriors times powers of x - mean
+};
+
 // Every void pointer is of the kernel's type, float or double.  A sequence is a run of rows.
 struct HmmParams {
   int64_t rows;                     // N, frames of all sequences (and padding)
@@ -19,7 +27,8 @@ struct HmmParams {
   int64_t states;                   // K
   int32_t task;                     // HmmTask
   int32_t per_step;                 // second is (M, K, K), one derivative per step and unweighted
-  const void *log_obs;              // (N, K) contiguous, nats
+  const void *log_obs;              // (N, K) contiguous, nats; null where there are
+  const HmmGaussians *gaussians;    // emissions of their own, or null
   const int64_t *order;             // (B,) sequences by falling length
   const int64_t *starts, *lengths;  // (B,) frames, by sequence
   const void *initial;              // (K,) or (B, K)
@@ -29,7 +38,7 @@ struct HmmParams {
   const int64_t *second_row;        // (B,) row of second for step 0 of b, where per_step
   const void *weight;               // (B,) or null: ones
   double *log_likelihood;           // (B,)
-  void *posteriors;                 // (N, K)
+  void *posteriors;                 // (N, K), or null with gaussians
   void *first;                      // (B, K) d log_likelihood / d initial
   void *second;                     // d log_likelihood / d transition: double (K, K), or per_step; null: not asked
   void *last;                       // (B, K) p(state of the last frame | its sequence so far), or null

@@ -68,7 +68,7 @@ template <class T> struct HmmExact : HmmLayout<T> {
     const int64_t Kd = padded(K, WD);
     V top = broadcast<double>(-__builtin_inf()), total = {};
     for (int64_t i = 0; i < K; ++i) top = max<double>(x[i] + load(logs + i * Kd), top);
-    const V lost = (sum >= kLeast) & (sum <= kMost) ? broadcast<double>(-__builtin_inf()) : top;
+    const V lost = ((sum >= kLeast) & (sum <= kMost)) ? broadcast<double>(-__builtin_inf()) : top;
     if (greatest<double>(lost) == -__builtin_inf()) return y;  // no state leads to what is missing
     const V shift = top == -__builtin_inf() ? V{} : top;
     for (int64_t i = 0; i < K; ++i) total += exp_nonpositive<double>(x[i] + load(logs + i * Kd) - shift);

@@ -4,6 +4,7 @@
 // Matrices of a group have one row per state and one column per lane.  Sequences are sorted by
 // falling length, so those that have ended are the last lanes; whole vectors of them are left out.
 #pragma once
+#include "hmm_gaussian.h"
 #include "hmm_layout.h"
 #include "transpose.h"
 
@@ -16,6 +17,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       Layout::initial_of, Layout::density, Layout::lost_of;
   using typename Layout::Shared;
   static constexpr int kLanes = kVectors * W;
+  typedef HmmGaussian<T> Gaussian;
   static constexpr int64_t kKeptBytes = 512 << 10;  // half of a second-level cache
   typedef Vec<Int<T>> Mask;
 
@@ -24,6 +26,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     T *alpha;                           // (frames, K, lanes) forward messages; two frames, or all that are kept
     T *beta, *gamma;                    // (K, lanes)
     T *left, *right;                    // (K, slots x lanes) messages around the transitions of several steps
+    T *states, *x;                      // (K, slots x lanes) and (D, slots x lanes): weighted posteriors, and values
     T *shift, *total, *scale, *factor;  // (lanes,)
   };
   struct Group {
@@ -31,8 +34,9 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     int64_t count;          // of them
     int64_t lanes;          // row stride, whole vectors
     int64_t slots;          // steps between two products of messages
-    int64_t stride;         // of left and right
-    bool kept;              // b and alpha of all frames stay as they are from forward to backward
+    int64_t stride;         // of left, right, states and x
+    bool kept;              // b of all frames stay as they are from forward to backward
+    bool kept_alpha;        // so do alpha; otherwise they lie in posteriors meanwhile
     int64_t first[kLanes];  // where the first frame of each lies in (N, K)
   };
 
@@ -44,25 +48,35 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     r.slots = Layout::sums(p) ? kSlotRows / r.lanes : 1;
     r.stride = r.slots * r.lanes + W;  // an odd number of vectors spreads rows over the cache's sets
     r.kept = kept(p, r.lanes) > 0;
+    r.kept_alpha = kept_alpha(p, r.lanes) > 0;
     for (int64_t l = 0; l < r.lanes; ++l) r.first[l] = p.starts[r.order[l < r.count ? l : 0]] * p.states;
     return r;
   }
-  // Frames of which b and alpha are kept: all, if they stay in the cache until they come again.
+  // Frames of which b and alpha are kept: all, if they stay in the cache until they come again; alpha
+  // also where there is no other place.
   static int64_t kept(const HmmParams &p, int64_t lanes) {
     const int64_t longest = p.sequences ? p.lengths[p.order[0]] : 0;
-    const bool small = 2 * longest * p.states * lanes * int64_t(sizeof(T)) <= kKeptBytes;
+    const bool small =
+        2 * longest * p.states * lanes * int64_t(sizeof(T)) <= (p.gaussians != nullptr ? 4 : 1) * kKeptBytes;
     return p.task == kHmmPosteriors && small ? longest : 0;
+  }
+  static int64_t kept_alpha(const HmmParams &p, int64_t lanes) {
+    const bool nowhere = p.task == kHmmPosteriors && p.posteriors == nullptr && p.sequences > 0;
+    return nowhere ? p.lengths[p.order[0]] : kept(p, lanes);
   }
   static int64_t carve(const HmmParams &p, int64_t lanes, void *base, Scratch &s) {
     Carver c(base);
-    const int64_t K = p.states, all = p.task == kHmmPosteriors ? K * lanes : 0, frames = kept(p, lanes);
-    const int64_t messages = p.task == kHmmPosteriors ? K * (kSlotRows + W) : 0;
+    const int64_t K = p.states, D = Layout::features(p), all = p.task == kHmmPosteriors ? K * lanes : 0;
+    const int64_t frames = kept(p, lanes), alphas = kept_alpha(p, lanes), columns = kSlotRows + W;
+    const int64_t messages = p.task == kHmmPosteriors ? K * columns : 0;
     s.b = c.take<T>(K * lanes * (frames > 1 ? frames : 1));
-    s.alpha = c.take<T>(K * lanes * (frames > 2 ? frames : 2));
+    s.alpha = c.take<T>(K * lanes * (alphas > 2 ? alphas : 2));
     s.beta = c.take<T>(all);
     s.gamma = c.take<T>(all);
     s.left = c.take<T>(messages);
     s.right = c.take<T>(messages);
+    s.states = c.take<T>(D > 0 && Layout::sums(p) ? messages : 0);
+    s.x = c.take<T>(D * columns);
     s.shift = c.take<T>(lanes);
     s.total = c.take<T>(lanes);
     s.scale = c.take<T>(lanes);
@@ -73,7 +87,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     return w.b + (g.kept ? t * p.states * g.lanes : 0);
   }
   static T *alpha_of(const HmmParams &p, const Scratch &w, const Group &g, int64_t t) {
-    return w.alpha + (g.kept ? t : t & 1) * p.states * g.lanes;
+    return w.alpha + (g.kept_alpha ? t : t & 1) * p.states * g.lanes;
   }
   EVIDENS_INLINE T *row_of(void *rows, const HmmParams &p, const Group &g, int64_t lane, int64_t t) {
     return static_cast<T *>(rows) + g.first[lane] + t * p.states;
@@ -88,20 +102,31 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   EVIDENS_INLINE bool any(Mask mask) { return sum<T>(mask ? broadcast<T>(T(1)) : Vec<T>{}) > T(0); }
   EVIDENS_INLINE Mask reached(Vec<T> sum) { return (sum >= Reach<T>::scale) & (sum <= Float<T>::largest); }
 
+  // The values of frame t; a sequence that has ended shows zeros.
+  static void values_of(const HmmParams &p, const Shared &s, const Group &g, int64_t t, int64_t active, T *x) {
+    for (int64_t n = 0; n < active; n += W)
+      gather_rows(Layout::features(p), x + n, g.stride, 0, [&](int64_t l) -> const T * {
+        return n + l < active ? Layout::values(p, g.order[n + l], t) : s.zeros;
+      });
+  }
   // b and shift of frame t; a sequence that has ended observes zeros.
   static void observe(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, int64_t t, int64_t active,
-                      int64_t direction, T *densities) {
+                      int64_t direction, const T *x, T *densities) {
     const int64_t K = p.states;
     const T *rows = static_cast<const T *>(p.log_obs);
     const bool watched = *s.limit > T(0);
     for (int64_t n = 0; n < active; n += W) {
       T *b = densities + n;
-      gather_rows(K, b, g.lanes, direction * K,
-                  [&](int64_t l) -> const T * { return n + l < active ? rows + g.first[n + l] + t * K : s.zeros; });
+      if (p.gaussians != nullptr) {
+        Gaussian::log_densities(K, *p.gaussians, s.scaled, x + n, g.stride, b, g.lanes);
+      } else {
+        gather_rows(K, b, g.lanes, direction * K,
+                    [&](int64_t l) -> const T * { return n + l < active ? rows + g.first[n + l] + t * K : s.zeros; });
+      }
       Vec<T> top = broadcast<T>(-T(__builtin_inf()));
       for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * g.lanes), top);
       const Vec<T> shift = top == -T(__builtin_inf()) ? Vec<T>{} : top;
-      store(w.shift + n, shift);
+      store(w.shift + n, lanes_below(active - n) ? shift : Vec<T>{});
       for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, watched));
     }
   }
@@ -173,14 +198,15 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   // Runs the group forward; the messages go to posteriors where `keep`, normalised for the filter.
   static void forward(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, uint8_t *lost) {
     const int64_t K = p.states, longest = p.lengths[g.order[0]];
-    const bool normalise = p.task != kHmmPosteriors, keep = p.task != kHmmLogLikelihood && !g.kept;
+    const bool normalise = p.task != kHmmPosteriors, keep = p.task != kHmmLogLikelihood && !g.kept_alpha;
     double total[kLanes] = {};
     Mask gone[kVectors] = {};
     int64_t active = g.count;
     for (int64_t t = 0; t < longest; ++t) {
       active = active_at(p, g, t, active);
       T *b = density_of(p, w, g, t), *next = alpha_of(p, w, g, t);
-      observe(p, s, w, g, t, active, 2, b);
+      if (p.gaussians != nullptr) values_of(p, s, g, t, active, w.x);
+      observe(p, s, w, g, t, active, 2, w.x, b);
       if (t == 0) {
         first_frame(p, s, w, g, b, next, active, lost);
       } else {
@@ -259,8 +285,10 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     const int64_t K = p.states, G = g.lanes, longest = p.lengths[g.order[0]];
     T ends[kLanes], weight[kLanes];
     Mask gone[kVectors] = {};
-    const bool sums = Layout::sums(p);
+    const bool sums = Layout::sums(p), moments = sums && p.gaussians != nullptr;
     for (int64_t i = 0; i < K * g.stride; ++i) w.left[i] = w.right[i] = T(0);
+    for (int64_t i = 0; moments && i < K * g.stride; ++i) w.states[i] = T(0);
+    for (int64_t i = 0; i < Layout::features(p) * g.stride; ++i) w.x[i] = T(0);
     for (int64_t l = 0; l < G; ++l) {
       w.scale[l] = T(0);
       weight[l] = l < g.count ? weight_of(p, g.order[l]) : T(0);
@@ -275,9 +303,10 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       for (int64_t n = 0; n < lanes; n += W)
         store(ends + n, lanes_below(active - n) & ~lanes_below(before - n) ? broadcast<T>(T(1)) : Vec<T>{});
       T *b = density_of(p, w, g, t), *alpha = alpha_of(p, w, g, t);
-      T *right = w.right + slot * G, *left = w.left + slot * G;
-      if (!g.kept) {
-        observe(p, s, w, g, t, active, -2, b);
+      T *right = w.right + slot * G, *left = w.left + slot * G, *states = w.states + slot * G, *x = w.x + slot * G;
+      if (p.gaussians != nullptr && (moments || !g.kept)) values_of(p, s, g, t, active, x);
+      if (!g.kept) observe(p, s, w, g, t, active, -2, x, b);
+      if (!g.kept_alpha) {
         for (int64_t n = 0; n < lanes; n += W) {
           gather_rows(K, alpha + n, G, -2 * K, [&](int64_t l) -> const T * {
             return n + l < active ? row_of(p.posteriors, p, g, n + l, t) : s.zeros;
@@ -313,17 +342,22 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         const Mask here = inside & ~lost_lanes;
         const Vec<T> factor = here ? T(1) / total : Vec<T>{};
         // What of the pair (t, t + 1) lies in left.
-        const Vec<T> pair = here & (weights != T(0)) ? factor * load(w.scale + n) * weights : Vec<T>{};
+        const Vec<T> pair = (here & (weights != T(0))) ? factor * load(w.scale + n) * weights : Vec<T>{};
         store(w.factor + n, factor);
-        for (int64_t k = 0; k < K; ++k) {
-          const Vec<T> a = load(alpha + k * G + n);
-          store(w.gamma + k * G + n, a * load(w.beta + k * G + n) * factor);
-          if (sums) store(left + k * g.stride + n, pair == T(0) ? Vec<T>{} : a * pair);
+        for (int64_t k = 0; sums && k < K; ++k)
+          store(left + k * g.stride + n, pair == T(0) ? Vec<T>{} : load(alpha + k * G + n) * pair);
+        const Vec<T> counted = factor * weights;
+        for (int64_t k = 0; moments && k < K; ++k) {
+          const Vec<T> state = load(alpha + k * G + n) * load(w.beta + k * G + n) * counted;
+          store(states + k * g.stride + n, counted == T(0) ? Vec<T>{} : state);
         }
+        if (p.posteriors == nullptr) continue;
+        for (int64_t k = 0; k < K; ++k)
+          store(w.gamma + k * G + n, load(alpha + k * G + n) * load(w.beta + k * G + n) * factor);
         scatter_rows(K, w.gamma + n, G, active - n, [&](int64_t l) { return row_of(p.posteriors, p, g, n + l, t); });
       }
       if (++slot == g.slots) {
-        if (sums) add_products(K, slot * G, w, g.stride, second);
+        if (sums) add_sums(p, s, slot * G, w, g.stride, second);
         slot = 0;
       }
       right = w.right + slot * G;
@@ -338,7 +372,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       }
     }
     for (int64_t l = 0; l < g.count; ++l) lost[l] |= gone[l / W][l % W] != 0;
-    if (sums && slot > 0) add_products(K, slot * G, w, g.stride, second);
+    if (sums && slot > 0) add_sums(p, s, slot * G, w, g.stride, second);
     for (int64_t n = 0; n < g.count; n += W) {  // at the first frame right is b beta
       const T *right = w.right + slot * G + n;
       const Vec<T> factor = load(w.factor + n);
@@ -347,6 +381,12 @@ template <class T> struct HmmLanes : HmmLayout<T> {
                    [&](int64_t l) { return static_cast<T *>(p.first) + g.order[n + l] * K; });
     }
     return whole;
+  }
+  static void add_sums(const HmmParams &p, const Shared &s, int64_t n, const Scratch &w, int64_t stride,
+                       double *second) {
+    add_products(p.states, n, w, stride, second);
+    if (p.gaussians != nullptr)
+      Gaussian::add_moments(p.states, *p.gaussians, s.scaled, n, w.states, w.x, stride, second + Layout::pairs_of(p));
   }
   // second[i][j] += sum over n of left[i][n] * right[j][n].
   static void add_products(int64_t K, int64_t n, const Scratch &w, int64_t stride, double *second) {
@@ -366,7 +406,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
 
   static void run(const HmmParams &p, const HmmPlan &plan, const Shared &s, int64_t index, void *worker, double *unit) {
     const Group g = group_of(p, plan, index);
-    const int64_t K = p.states, Kp = Layout::padded(K, W);
+    const int64_t sums = Layout::sums_of(p);
     Scratch w;
     const int64_t bytes = carve(p, g.lanes, worker, w);
     double *second = reinterpret_cast<double *>(static_cast<char *>(worker) + bytes);
@@ -375,12 +415,12 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     if (p.task == kHmmPosteriors) {
       for (;;) {
         if (unit != nullptr)
-          for (int64_t i = 0; i < K * Kp; ++i) second[i] = 0;
+          for (int64_t i = 0; i < sums; ++i) second[i] = 0;
         if (backward(p, s, w, g, lost, second)) break;
         forward(p, s, w, g, lost);  // the lost ones' sums have to come out again
       }
       if (unit != nullptr)
-        for (int64_t i = 0; i < K * Kp; ++i) unit[i] += second[i];
+        for (int64_t i = 0; i < sums; ++i) unit[i] += second[i];
     }
     for (int64_t l = 0; l < g.count; ++l) p.redo[g.order[l]] = lost[l];
   }

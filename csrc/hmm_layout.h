@@ -37,6 +37,9 @@ struct Carver {
   int64_t bytes() const { return at - begin; }
 };
 
+// Gaussians as their densities take them: log N(x) = constant - sum of ((x - mean) * root)^2.
+template <class U> struct HmmScaled { U *means, *roots, *constants; };
+
 template <class T> struct HmmLayout {
   static constexpr int W = width<T>, WD = width<double>;
   static constexpr int kVectors = EVIDENS_REGISTERS == 32 ? 3 : 2;  // of sequences in a group, at most
@@ -44,15 +47,18 @@ template <class T> struct HmmLayout {
 
   // Packed transitions: in tiles for lanes of sequences, by padded rows for lanes of states.
   struct Shared {
-    T *forward, *backward;  // to state j from all i; from state i to all j
-    double *log_forward;    // the same in logs, for the best path
-    double *log_columns;    // (K, K): row j holds log A[:, j]
-    T *zeros;               // (K,) what a sequence that has ended observes
-    T *limit;               // below it a message may be lost here or in the next product; 0: unwatched
+    T *forward, *backward;            // to state j from all i; from state i to all j
+    double *log_forward;              // the same in logs, for the best path
+    double *log_columns;              // (K, K): row j holds log A[:, j]
+    T *zeros;                         // (K,) or (D,) what a sequence that has ended observes
+    T *limit;                         // below it a message may be lost here or in the next product; 0: unwatched
+    HmmScaled<T> scaled;              // of the emissions
+    HmmScaled<double> scaled_double;  // the same for the best path
   };
 
   static int64_t lanes_wide(const HmmParams &p) { return p.task == kHmmBestPath ? WD : W; }
   static int64_t padded(int64_t k, int64_t w) { return (k + w - 1) / w * w; }
+  static int64_t features(const HmmParams &p) { return p.gaussians != nullptr ? p.gaussians->features : 0; }
   static bool varying(const HmmParams &p) { return p.first_transition != nullptr; }
   static bool sums(const HmmParams &p) { return p.task == kHmmPosteriors && p.second != nullptr && !p.per_step; }
 
@@ -61,13 +67,39 @@ template <class T> struct HmmLayout {
     const int64_t K = p.states, Kp = padded(K, W), Kd = padded(K, WD);
     const bool best = p.task == kHmmBestPath, shared = !varying(p);
     s.limit = c.take<T>(1);
-    s.zeros = c.take<T>(Kp);
+    s.zeros = c.take<T>(Kp > features(p) ? Kp : features(p));
     s.forward = c.take<T>(!best && shared ? Kp * Kp : 0);
     s.backward = c.take<T>(p.task == kHmmPosteriors && shared ? Kp * Kp : 0);
     s.log_forward = c.take<double>(best && shared ? K * Kd : 0);
     s.log_columns = c.take<double>(best && shared ? K * K : 0);
+    carve_scaled(c, best ? 0 : K, features(p), s.scaled);
+    carve_scaled(c, best ? K : 0, features(p), s.scaled_double);
     bytes = c.bytes();
   }
+  template <class U> static void carve_scaled(Carver &c, int64_t K, int64_t D, HmmScaled<U> &s) {
+    s.means = c.take<U>(K * D);
+    s.roots = c.take<U>(K * D);
+    s.constants = c.take<U>(D > 0 ? K : 0);
+  }
+  template <class U> static void scale_emissions(const HmmParams &p, const HmmScaled<U> &s) {
+    const int64_t D = features(p);
+    const T *means = static_cast<const T *>(p.gaussians->means),
+            *roots = static_cast<const T *>(p.gaussians->precisions);
+    for (int64_t k = 0; k < p.states; ++k) {
+      double constant = double(D) * -0.91893853320467274178;  // log sqrt(2 pi)
+      for (int64_t i = k * D; i < (k + 1) * D; ++i) {
+        s.means[i] = U(means[i]);
+        s.roots[i] = U(double(roots[i]) * 0.70710678118654752440);
+        constant += log_of(roots[i]);
+      }
+      s.constants[k] = U(constant);
+    }
+  }
+
+  // Numbers that a unit sums: of pairs of states, and moments.
+  static int64_t pairs_of(const HmmParams &p) { return p.states * padded(p.states, W); }
+  static int64_t moments_of(const HmmParams &p) { return features(p) > 0 ? p.states * (1 + 2 * features(p)) : 0; }
+  static int64_t sums_of(const HmmParams &p) { return pairs_of(p) + moments_of(p); }
 
   // States in tiles of nearly equal height: f(first state, height).
   template <class F> static void each_tile(int64_t K, F &&f) {
@@ -95,7 +127,7 @@ template <class T> struct HmmLayout {
     plan.vectors = plan.by_lanes ? int32_t(vectors) : 1;
     plan.groups = plan.by_lanes ? (all + vectors - 1) / vectors : B;
     plan.units = !sums(p) ? plan.groups : plan.groups > 32 ? 32 : plan.groups < 1 ? 1 : plan.groups;
-    plan.unit_bytes = sums(p) ? align(K * padded(K, W) * int64_t(sizeof(double))) : 0;
+    plan.unit_bytes = sums(p) ? align(sums_of(p) * int64_t(sizeof(double))) : 0;
     Shared s;
     carve_shared(p, nullptr, s, plan.shared_bytes);
   }
@@ -106,7 +138,11 @@ template <class T> struct HmmLayout {
     Shared s;
     int64_t bytes;
     carve_shared(p, base, s, bytes);
-    for (int64_t k = 0; k < padded(K, W); ++k) s.zeros[k] = T(0);
+    for (int64_t k = 0; k < padded(K, W) || k < features(p); ++k) s.zeros[k] = T(0);
+    if (features(p) > 0) {
+      if (p.task == kHmmBestPath) scale_emissions(p, s.scaled_double);
+      else scale_emissions(p, s.scaled);
+    }
     *s.limit = Reach<T>::tiny;
     if (varying(p)) return;
     const T *A = static_cast<const T *>(p.transition);
@@ -172,6 +208,9 @@ template <class T> struct HmmLayout {
   }
   static const T *frame(const HmmParams &p, int64_t b, int64_t t) {
     return static_cast<const T *>(p.log_obs) + (p.starts[b] + t) * p.states;
+  }
+  static const T *values(const HmmParams &p, int64_t b, int64_t t) {
+    return static_cast<const T *>(p.gaussians->frames) + (p.starts[b] + t) * p.gaussians->features;
   }
   static T weight_of(const HmmParams &p, int64_t b) { return p.weight ? static_cast<const T *>(p.weight)[b] : T(1); }
 

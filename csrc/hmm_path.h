@@ -4,6 +4,7 @@
 // additions for a frame where keeping it would burden all K x K.  Ties as hmmlearn breaks them: the
 // first of the best states at the end, the last of the best predecessors.
 #pragma once
+#include "hmm_gaussian.h"
 #include "hmm_layout.h"
 #include "transpose.h"
 
@@ -24,7 +25,7 @@ template <class T> struct HmmPath : HmmLayout<T> {
     const int64_t K = p.states, Kd = padded(K, W), longest = p.sequences ? p.lengths[p.order[0]] : 0;
     const int64_t row = plan.by_lanes ? K * lanes_of(plan) : Kd;
     scores = c.take<double>(longest * row);
-    b = c.take<double>(row);
+    b = c.take<double>(row + Layout::features(p) * W);
     matrix = c.take<double>(varying(p) ? 2 * K * Kd : 0);
     return c.bytes();
   }
@@ -66,8 +67,15 @@ template <class T> struct HmmPath : HmmLayout<T> {
       while (active > 0 && p.lengths[order[active - 1]] <= t) --active;
       double *next = scores + t * K * G;
       for (int64_t n = 0; n < active; n += W) {
-        gather_rows(K, b + n, G, 2 * K,
-                    [&](int64_t l) -> const T * { return frame(p, order[n + l < active ? n + l : 0], t); });
+        if (p.gaussians != nullptr) {
+          double *x = b + K * G;
+          gather_rows(Layout::features(p), x, W, 0,
+                      [&](int64_t l) { return Layout::values(p, order[n + l < active ? n + l : 0], t); });
+          HmmGaussian<T>::log_densities(K, *p.gaussians, s.scaled_double, x, W, b + n, G);
+        } else {
+          gather_rows(K, b + n, G, 2 * K,
+                      [&](int64_t l) -> const T * { return frame(p, order[n + l < active ? n + l : 0], t); });
+        }
         V infinite = {};  // NaN where a density is NaN or +inf
         for (int64_t k = 0; k < K; ++k) infinite += max<double>(V{}, load(b + k * G + n)) * 0.;
         store(bad + n, load(bad + n) + infinite);

@@ -45,12 +45,24 @@ struct HmmPass {
   }
 };
 
-inline void run_whole(const HmmKernel &kernel, const HmmParams &p) {
+// Whether emissions of their own can be computed on the way: lanes are sequences, and there is memory
+// for the messages of a group.
+inline bool fits(const HmmKernel &kernel, const HmmParams &p) {
+  constexpr int64_t most = int64_t(64) << 20;
+  HmmPlan plan;
+  if (p.gaussians != nullptr) kernel.plan(p, 1, plan);
+  return p.gaussians == nullptr || (plan.by_lanes && plan.worker_bytes <= most);
+}
+
+// False where emissions of their own are in the way; then the caller has to write out log_obs.  So it has to
+// for the sequences that linear space lost and p.redo says: they are in no sum.
+inline bool run_whole(const HmmKernel &kernel, const HmmParams &p) {
+  if (!fits(kernel, p)) return false;
   const HmmPass pass(kernel, p);
   const HmmPlan &plan = pass.plan;
   std::vector<int64_t> again;
   for (int64_t i = 0; i < p.sequences; ++i)
-    if (p.redo[p.order[i]]) again.push_back(p.order[i]);
+    if (p.redo[p.order[i]] && p.gaussians == nullptr) again.push_back(p.order[i]);
   if (!again.empty()) {
     // A fixed number of sums, so that they do not depend on the threads.
     const int64_t parts = std::min<int64_t>(int64_t(again.size()), 8), sums = plan.unit_bytes;
@@ -67,6 +79,7 @@ inline void run_whole(const HmmKernel &kernel, const HmmParams &p) {
     for (int64_t i = 0, n = sums / int64_t(sizeof(double)); i < parts * n; ++i) total[i % n] += more[i];
   }
   if (plan.unit_bytes > 0) kernel.finish(p, plan, pass.units.get());
+  return true;
 }
 
 // Few long sequences, cut into chunks that are run as if they were sequences.  A chunk begins with
@@ -235,6 +248,7 @@ template <class T> struct HmmChunks {
 
   bool finish(Runs &chunks) {
     const HmmParams q = chunks.params(p, HmmTask(p.task));
+    if (!fits(kernel, q)) return false;
     const HmmPass pass(kernel, q);
     if (chunks.lost()) return false;
     std::vector<T> left(static_cast<size_t>(K));

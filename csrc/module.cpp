@@ -122,41 +122,72 @@ void clear_unused(const HmmParams &p, size_t size, int64_t sequences) {
   if (p.paths != nullptr) std::fill_n(p.paths, p.rows * (p.task == kHmmDrawPaths ? p.draws : 1), -1);
 }
 
+// Adds what every call has; `redo` (B,) is 0.  False where emissions are in the way (`run_whole`).
+bool run_hmm(HmmParams p, bool is_double, int64_t sequences, uint8_t *redo) {
+  const std::vector<int64_t> order = by_length(sequences, p.lengths);
+  p.sequences = int64_t(order.size()), p.order = order.data(), p.redo = redo;
+  const HmmKernel &kernel = kernels->hmm[is_double];
+  clear_unused(p, is_double ? sizeof(double) : sizeof(float), sequences);
+  const bool done = is_double ? HmmChunks<double>(kernel, p).run() : HmmChunks<float>(kernel, p).run();
+  return done || run_whole(kernel, p);
+}
+
 void hmm(int task, bool is_double, int64_t rows, int64_t sequences, int64_t states, uintptr_t log_obs, uintptr_t starts,
          uintptr_t lengths, uintptr_t initial, int64_t initial_stride, uintptr_t transition, uintptr_t first_transition,
          uintptr_t second_row, uintptr_t weight, uintptr_t log_likelihood, uintptr_t posteriors, uintptr_t first,
          uintptr_t second, uintptr_t paths, int64_t draws, uint64_t seed) {
-  const std::vector<int64_t> order = by_length(sequences, at<int64_t>(lengths));
+  HmmParams p{};
+  p.task = task, p.rows = rows, p.states = states, p.per_step = second_row != 0;
+  p.log_obs = at(log_obs), p.starts = at<int64_t>(starts), p.lengths = at<int64_t>(lengths);
+  p.initial = at(initial), p.initial_stride = initial_stride, p.transition = at(transition);
+  p.first_transition = at<int64_t>(first_transition), p.second_row = at<int64_t>(second_row);
+  p.weight = at(weight), p.log_likelihood = at<double>(log_likelihood), p.posteriors = at(posteriors);
+  p.first = at(first), p.second = at(second);
+  p.paths = at<int64_t>(paths), p.draws = draws, p.seed = seed;
   std::vector<uint8_t> redo(size_t(sequences), 0);
-  const HmmParams p{rows,
-                    int64_t(order.size()),
-                    states,
-                    task,
-                    second_row != 0,
-                    at(log_obs),
-                    order.data(),
-                    at<int64_t>(starts),
-                    at<int64_t>(lengths),
-                    at(initial),
-                    initial_stride,
-                    at(transition),
-                    at<int64_t>(first_transition),
-                    at<int64_t>(second_row),
-                    at(weight),
-                    at<double>(log_likelihood),
-                    at(posteriors),
-                    at(first),
-                    at(second),
-                    nullptr,
-                    nullptr,
-                    at<int64_t>(paths),
-                    draws,
-                    seed,
-                    redo.data()};
-  const HmmKernel &kernel = kernels->hmm[is_double];
-  clear_unused(p, is_double ? sizeof(double) : sizeof(float), sequences);
-  const bool done = is_double ? HmmChunks<double>(kernel, p).run() : HmmChunks<float>(kernel, p).run();
-  if (!done) run_whole(kernel, p);
+  run_hmm(p, is_double, sequences, redo.data());
+}
+
+// Derivatives in probabilities times these, over sequences with their weights: expected counts.
+template <class T> void count_states(const HmmParams &p, int64_t sequences, double *starts, double *steps) {
+  const int64_t K = p.states;
+  const T *initial = static_cast<const T *>(p.initial), *transition = static_cast<const T *>(p.transition);
+  std::fill_n(starts, K, 0.0);
+  for (int64_t b = 0; b < sequences; ++b) {
+    const double weight = p.weight == nullptr ? 1.0 : double(static_cast<const T *>(p.weight)[b]);
+    const T *first = static_cast<const T *>(p.first) + b * K, *own = initial + b * p.initial_stride;
+    for (int64_t k = 0; weight != 0 && k < K; ++k)
+      if (own[k] != T(0)) starts[k] += weight * double(first[k]) * double(own[k]);
+  }
+  for (int64_t i = 0; i < K * K; ++i) steps[i] = transition[i] == T(0) ? 0 : steps[i] * double(transition[i]);
+}
+
+// With emissions that are computed on the way: how many sequences that lost, all of them where it is not
+// possible.  `lost` (B,) says which: of these nothing is said, and they are in no sum.  `sums`, of a call
+// that asks for it: (K,) first states, (K, K) steps, and the moments of `HmmGaussians`.
+int64_t hmm_gaussian(int task, bool is_double, int64_t sequences, int64_t states, int64_t features, uintptr_t frames,
+                     uintptr_t starts, uintptr_t lengths, uintptr_t initial, int64_t initial_stride,
+                     uintptr_t transition, uintptr_t means, uintptr_t precisions, uintptr_t weight, int64_t rows,
+                     uintptr_t log_likelihood, uintptr_t posteriors, uintptr_t paths, uintptr_t sums, uintptr_t lost) {
+  uint8_t *const redo = at<uint8_t>(lost);
+  double *counts = at<double>(sums), *steps = counts == nullptr ? nullptr : counts + states;
+  const HmmGaussians gaussians{features, at(frames), at(means), at(precisions),
+                               counts == nullptr ? nullptr : steps + states * states};
+  const size_t size = is_double ? sizeof(double) : sizeof(float);
+  const Buffer first = allocate(sequences * states * int64_t(size));
+  HmmParams p{};
+  p.task = task, p.rows = rows, p.states = states, p.gaussians = &gaussians;
+  p.starts = at<int64_t>(starts), p.lengths = at<int64_t>(lengths);
+  p.initial = at(initial), p.initial_stride = initial_stride, p.transition = at(transition), p.weight = at(weight);
+  p.log_likelihood = at<double>(log_likelihood), p.posteriors = at(posteriors), p.paths = at<int64_t>(paths);
+  p.first = first.get(), p.second = steps;
+  std::fill_n(redo, sequences, uint8_t(0));
+  if (!run_hmm(p, is_double, sequences, redo)) return sequences;
+  for (int64_t b = 0; b < sequences; ++b)
+    if (redo[b]) std::memset(static_cast<char *>(first.get()) + size_t(b * states) * size, 0, size_t(states) * size);
+  if (counts != nullptr && is_double) count_states<double>(p, sequences, counts, steps);
+  if (counts != nullptr && !is_double) count_states<float>(p, sequences, counts, steps);
+  return std::count(redo, redo + sequences, 1);
 }
 
 // The first position of (count,) indices that lies outside [0, bound) or repeats another; -1: none.
@@ -304,6 +335,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("initial_stride"), py::arg("transition"), py::arg("first_transition"), py::arg("second_row"),
         py::arg("weight"), py::arg("log_likelihood"), py::arg("posteriors"), py::arg("first"), py::arg("second"),
         py::arg("paths"), py::arg("draws"), py::arg("seed"));
+  m.def("hmm_gaussian", &hmm_gaussian, release, py::arg("task"), py::arg("is_double"), py::arg("sequences"),
+        py::arg("states"), py::arg("features"), py::arg("frames"), py::arg("starts"), py::arg("lengths"),
+        py::arg("initial"), py::arg("initial_stride"), py::arg("transition"), py::arg("means"), py::arg("precisions"),
+        py::arg("weight"), py::arg("rows"), py::arg("log_likelihood"), py::arg("posteriors"), py::arg("paths"),
+        py::arg("sums"), py::arg("lost"));
   m.def("first_bad_index", &first_bad_index, py::arg("indices"), py::arg("count"), py::arg("bound"));
   m.def("spline", &spline, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"), py::arg("features"),
         py::arg("active"), py::arg("index"), py::arg("bins"), py::arg("map"), py::arg("inverse"), py::arg("per_row"),

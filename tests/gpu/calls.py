@@ -106,6 +106,18 @@ def _hmm(name: str, options: dict[str, Any], n: int) -> Given:
     return Given(call, [log_obs, initial, a], [lengths])
 
 
+def _hmm_gaussian(n: int) -> Given:
+    x, initial = normal(n, TIME, D), normal(STATES, seed=1).softmax(0)
+    a, means = normal(STATES, STATES, seed=2).softmax(1), normal(STATES, D, seed=3)
+    p, lengths = normal(STATES, D, seed=4).exp(), torch.arange(n) % TIME + 1
+
+    def call(*tensors: Tensor) -> Any:
+        *floating, lengths = tensors
+        return tuple(ops.hmm_gaussian_statistics(*floating, lengths=lengths))
+
+    return Given(call, [x, initial, a, means, p], [lengths])
+
+
 def _tensors(found: Any) -> list[Tensor]:
     found = found if isinstance(found, tuple) else (found,)
     return [t for t in found if isinstance(t, Tensor)]
@@ -305,6 +317,8 @@ def _calls() -> list[Call]:
         ("hmm_sample_paths", {"n": 3, "seed": 5}),
     ):
         add(name, name, _hmm, name, more, gradient=False, waits=_AGAIN)
+    name = "hmm_gaussian_statistics"
+    add(name, name, _hmm_gaussian, gradient=False, waits=_AGAIN)
     for inverse in (False, True):
         way = "-inverse" if inverse else ""
         add(f"affine{way}", "affine_coupling", _affine, "exp", inverse, False)

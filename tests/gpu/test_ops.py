@@ -26,6 +26,7 @@ SUMS_OVER_ROWS = (
     "gmm_moments",
     "gmm_statistics",
     "hmm_forward_backward",
+    "hmm_gaussian_statistics",
     "rbm_statistics",
     "rbm_pcd",
     "rbm_exact_log_partition",

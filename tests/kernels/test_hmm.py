@@ -447,6 +447,30 @@ def test_the_other_public_ops(pairwise, sequences):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+@each_dtype
+@pytest.mark.parametrize("task", ["log_likelihood", "posteriors", "viterbi", "statistics"])
+def test_normal_emissions(task, dtype, sequences):
+    """Four kernels in a row, put together as the reference is."""
+    s = sequences((4, 0, 2), 3, dtype)
+    g = torch.Generator().manual_seed(1)
+    device = s.log_obs.device
+    x, means, p = (
+        torch.randn(rows, 2, generator=g).to(device, dtype)
+        for rows in (len(s.log_obs), s.log_obs.shape[1], s.log_obs.shape[1])
+    )
+    weight = s.weight if task == "statistics" else None
+    given = (*s.arguments[1:6], means, p.exp(), weight, task)
+    with evidens.backend("triton"):
+        found = torch.ops.evidens.hmm_gaussian_statistics(x, *given)
+    if task == "log_likelihood":  # that of the reference has a bool, which no guard surrounds
+        want = reference.hmm_gaussian_statistics(x, *given[:-1], "posteriors")[:1]
+    else:
+        want = reference.hmm_gaussian_statistics(x, *given)
+    eps = torch.finfo(dtype).eps
+    for a, b in zip(found, want):
+        torch.testing.assert_close(a.double(), b.double(), rtol=300 * eps, atol=300 * eps)
+
+
 def test_rows_beyond_32_bit_offsets(sequences, close):
     s = sequences((4, 3), 2, torch.float32)
     try:

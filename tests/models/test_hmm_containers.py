@@ -162,6 +162,16 @@ def test_missing_values_are_integrated_out(family):
     np.testing.assert_allclose(filled[2], expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize("family", ["Gaussian", "GMM", "Poisson"])
+def test_impute_keeps_the_dtype(family):
+    X = frames(family)
+    m = model(family).fit(X, LENGTHS)
+    x = X[:5].astype(np.float32)
+    assert m.impute(x).dtype == np.float32
+    x[2] = np.nan
+    assert m.impute(torch.from_numpy(x)).dtype == torch.float32
+
+
 def test_impute_uses_the_other_features():
     X = frames("Gaussian")
     m = model("Gaussian", covariance_type="full").fit(X, LENGTHS)

@@ -110,11 +110,14 @@ def test_float32_attributes_are_others():
 def test_gradients_reach_parameters_that_are_tensors():
     X, m = fitted("Gaussian")
     m.log_prob(X, LENGTHS)
-    m.means_ = torch.tensor(m.means_, requires_grad=True)
     x = torch.from_numpy(X)
-    for _ in range(2):
-        (g,) = torch.autograd.grad(m.log_prob(x, LENGTHS).sum(), m.means_)
-        assert g.abs().sum() > 0
+    for name in ("means_", "transmat_", "startprob_"):
+        before = getattr(m, name)
+        setattr(m, name, torch.tensor(before, requires_grad=True))
+        for _ in range(2):
+            (g,) = torch.autograd.grad(m.log_prob(x, LENGTHS).sum(), getattr(m, name))
+            assert g.abs().sum() > 0
+        setattr(m, name, before)
 
 
 def test_a_subclass_may_read_more():

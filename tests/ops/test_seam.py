@@ -15,9 +15,10 @@ from evidens import ops
 from evidens.ops import _registry
 
 ALL = (*OPS, "philox_uniform")
-SEQUENCES = (  # test_hmm_gradients.py has the same tests of these
+SEQUENCES = (  # test_hmm_{gradients,gaussian}.py have the same tests of these
     "hmm_filter",
     "hmm_forward_backward",
+    "hmm_gaussian_statistics",
     "hmm_log_likelihood",
     "hmm_sample_paths",
     "hmm_viterbi",

@@ -105,6 +105,12 @@ class GMMStatistics:
 
     def _add(self, log_likelihood: Tensor, weight: Tensor, first: Tensor, second: Tensor) -> None:
         self.log_likelihood = self.log_likelihood + log_likelihood
+        self.add_moments(weight, first, second)
+
+    def add_moments(self, weight: Tensor, first: Tensor, second: Tensor) -> None:
+        """Add sums about the centre; ``second`` of spherical may come feature by feature."""
+        if second.ndim > self.second.ndim:
+            second = second.mean(1)
         self.weight = self.weight + weight
         self.first = self.first + first
         self.second = self.second + second

@@ -29,7 +29,12 @@ from evidens.models.hmm_parameters import (
     with_zeros,
 )
 from evidens.models.hmm_queries import HMMQueries
-from evidens.models.hmm_statistics import EmissionStatistics, HMMStatistics, NoStatistics
+from evidens.models.hmm_statistics import (
+    EmissionStatistics,
+    HMMStatistics,
+    NoStatistics,
+    add_normal,
+)
 
 # Step sizes of partial_fit fall with this power of the share of the new frames among all.
 FORGETTING = 0.7
@@ -113,8 +118,13 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         """(K,), the weight of the frames in each state."""
         return stats.weight
 
-    def _maximise_emission(self, stats: Any, old: Any) -> tuple[Any, np.ndarray]:
-        """M step on the host in float64: new emission and (K,) which states kept theirs."""
+    def _maximise_emission(
+        self, stats: Any, old: Any, dtype: torch.dtype
+    ) -> tuple[Any, np.ndarray]:
+        """M step on the host in float64: new emission and (K,) which states kept theirs.
+
+        ``dtype`` is what the parameters will be rounded to.
+        """
         return old, np.zeros(self.n_components, dtype=bool)
 
     def _start_emission(self, data: Sequences) -> dict[str, Any]:
@@ -365,7 +375,11 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         stats = self._no_statistics(p)
         if self._custom:  # its log-densities may depend on what EM has found
             self._publish(p, data.is_tensor)
+        normal = None if self._custom or data.missing else self._normal(p.emission)
         for block in data.sequences():
+            if normal is not None and block.labels is None:
+                add_normal(stats, block, p, *normal)
+                continue
             work: Any = None
             if self._custom:
                 log_obs = self._own_log_obs(block.x, p.start, data.is_tensor, data.missing)
@@ -410,7 +424,7 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         if "t" in self.params:
             prior = spread(self.transmat_prior, (k, k), "transmat_prior")
             transition = with_zeros(stats.transitions, prior, transition)
-        emission, kept = self._maximise_emission(stats.emission, old.emission)
+        emission, kept = self._maximise_emission(stats.emission, old.emission, where[1])
         kept = kept | (self._visits(stats.emission).numpy() <= UNVISITED)
         new = HMMParameters(start, transition, emission)
         self._check_learned(new, where[1])

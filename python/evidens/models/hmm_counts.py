@@ -173,9 +173,11 @@ class PoissonHMM(RateHMM):
         constant = torch.lgamma(counts + 1).sum(1, keepdim=True)
         return (safe_log_product(counts, rates) - total - constant).to(emission.dtype), None
 
-    def _maximise_emission(self, stats: CountStatistics, old: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _maximise_emission(
+        self, stats: CountStatistics, old: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, np.ndarray]:
         if "l" not in self.params:
-            return super()._maximise_emission(stats, old)
+            return super()._maximise_emission(stats, old, dtype)
         assert stats.seen is not None
         shape = tuple(old.shape)
         prior = spread(self.lambdas_prior, shape, "lambdas_prior")
@@ -295,9 +297,11 @@ class BernoulliHMM(RateHMM):
         result = safe_log_product(ones, p) + safe_log_product(zeros, 1 - p)
         return result.to(emission.dtype), None
 
-    def _maximise_emission(self, stats: CountStatistics, old: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _maximise_emission(
+        self, stats: CountStatistics, old: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, np.ndarray]:
         if "b" not in self.params:
-            return super()._maximise_emission(stats, old)
+            return super()._maximise_emission(stats, old, dtype)
         assert stats.seen is not None
         shape, seen, first = tuple(old.shape), stats.seen.numpy(), stats.first.numpy()
         ones = np.maximum(spread(self.alpha, shape, "alpha") - 1 + first, 0)

@@ -95,7 +95,7 @@ def labelled_start(model: BaseHMM, data: Sequences, emission: Tensor) -> Tensor:
             setattr(stats, name, data.ranks.sum(value).cpu())
     params, model.params = model.params, "".join(model._get_n_fit_scalars_per_param() or ())
     try:
-        found, kept = model._maximise_emission(stats, emission)
+        found, kept = model._maximise_emission(stats, emission, emission.dtype)
     finally:
         model.params = params
     keep = torch.from_numpy(kept) | (stats.weight <= UNVISITED)
@@ -268,9 +268,11 @@ class CategoricalHMM(TableHMM):
         first = counts_of(symbols, r, s + 1)[:, :s]
         stats.add(r.sum(0, dtype=torch.float64), first)
 
-    def _maximise_emission(self, stats: CountStatistics, old: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _maximise_emission(
+        self, stats: CountStatistics, old: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, np.ndarray]:
         if "e" not in self.params:
-            return super()._maximise_emission(stats, old)
+            return super()._maximise_emission(stats, old, dtype)
         prior = spread(self.emissionprob_prior, tuple(old.shape), "emissionprob_prior")
         counts = np.maximum(prior - 1 + stats.first.numpy(), 0)
         new, kept = shares(counts, old.numpy())
@@ -441,9 +443,11 @@ class MultinomialHMM(TableHMM):
         counts = counts_of_frames(x, missing)
         stats.add(r.sum(0, dtype=torch.float64), r.double().mT @ counts)
 
-    def _maximise_emission(self, stats: CountStatistics, old: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _maximise_emission(
+        self, stats: CountStatistics, old: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, np.ndarray]:
         if "e" not in self.params:
-            return super()._maximise_emission(stats, old)
+            return super()._maximise_emission(stats, old, dtype)
         new, kept = shares(stats.first.numpy(), old.numpy())
         return torch.from_numpy(new), kept
 

@@ -18,7 +18,7 @@ from evidens.models.gmm_parameters import GMMParameters, cholesky_of_precisions,
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_base import BaseHMM
 from evidens.models.hmm_checks import SHARED, check_covars, check_type
-from evidens.models.hmm_parameters import UNVISITED, finite, host, spread, tensor
+from evidens.models.hmm_parameters import UNVISITED, finite, host, smallest, spread, tensor
 from evidens.models.hmm_queries import Sampler
 from evidens.models.hmm_statistics import add_gaussian, gaussian_log_prob
 
@@ -306,6 +306,12 @@ class GaussianHMM(BaseHMM):
     def _log_obs(self, x: Tensor, emission: GMMParameters, missing: bool) -> tuple[Tensor, None]:
         return gaussian_log_prob(x, emission, missing), None
 
+    def _normal(self, emission: GMMParameters) -> tuple[Tensor, Tensor] | None:
+        p, means = emission.precisions_cholesky, emission.means
+        if self.covariance_type == "diag":
+            return means, p
+        return (means, p[:, None].expand_as(means)) if self.covariance_type == "spherical" else None
+
     def _zero_statistics(self, emission: GMMParameters, k: int) -> GMMStatistics:
         return GMMStatistics.zeros(self.covariance_type, emission.means)
 
@@ -320,7 +326,7 @@ class GaussianHMM(BaseHMM):
     # --- M step ----------------------------------------------------------------------------------
 
     def _maximise_emission(
-        self, stats: GMMStatistics, old: GMMParameters
+        self, stats: GMMStatistics, old: GMMParameters, dtype: torch.dtype
     ) -> tuple[GMMParameters, np.ndarray]:
         assert old.covariances is not None
         if stats.centre is not old.means:
@@ -344,7 +350,7 @@ class GaussianHMM(BaseHMM):
                 apart = means - mean_prior
                 distance = apart[:, :, None] * (mean_weight * apart)[:, None, :]
             squares = self._squares(stats, means - before)
-            covariances, p, failed = self._covariances(squares, distance, weight, old)
+            covariances, p, failed = self._covariances(squares, distance, weight, old, dtype)
             kept = kept | failed
         return GMMParameters(
             self.covariance_type, old.weights, torch.from_numpy(means), p, covariances
@@ -365,7 +371,12 @@ class GaussianHMM(BaseHMM):
         return second - cross - cross.swapaxes(1, 2)
 
     def _covariances(
-        self, squares: np.ndarray, distance: np.ndarray, weight: np.ndarray, old: GMMParameters
+        self,
+        squares: np.ndarray,
+        distance: np.ndarray,
+        weight: np.ndarray,
+        old: GMMParameters,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, np.ndarray]:
         """New covariances, their ``precisions_cholesky``, and which states kept the old ones.
 
@@ -378,15 +389,16 @@ class GaussianHMM(BaseHMM):
         prior = spread(self.covars_prior, shape, "covars_prior")
         extra = float(np.max(finite(self.covars_weight, "covars_weight")))
         if kind in ("diag", "spherical"):
+            least = smallest(dtype)  # what is less rounds to 0
             denominator = np.maximum(max(extra - 1, 0.0) + weight, 1e-5)
             added = prior + distance
             if kind == "diag":
                 new = (added + squares) / denominator[:, None]
-                ok = (new > 0) & (new < np.inf)
+                ok = (new >= least) & (new < np.inf)
                 fine = ok.all(1)
             else:
                 new = (added.mean(1) + squares) / denominator
-                fine = ok = (new > 0) & (new < np.inf)
+                fine = ok = (new >= least) & (new < np.inf)
             p = 1 / np.sqrt(np.where(ok, new, 1))
             keep = ~fine
             if extra <= 1:

@@ -24,7 +24,7 @@ from evidens.models.hmm_gaussian import (
     square_roots,
 )
 from evidens.models.hmm_monitor import log
-from evidens.models.hmm_parameters import UNVISITED, host, shares, spread, tensor
+from evidens.models.hmm_parameters import UNVISITED, host, shares, smallest, spread, tensor
 from evidens.models.hmm_queries import Sampler
 from evidens.models.hmm_statistics import add_gaussian, gaussian_log_prob
 
@@ -275,7 +275,7 @@ class GMMHMM(BaseHMM):
     # --- M step ----------------------------------------------------------------------------------
 
     def _maximise_emission(
-        self, stats: GMMStatistics, old: GMMParameters
+        self, stats: GMMStatistics, old: GMMParameters, dtype: torch.dtype
     ) -> tuple[GMMParameters, np.ndarray]:
         k, m = self.n_components, self.n_mix
         d = old.means.shape[1]
@@ -298,7 +298,8 @@ class GMMHMM(BaseHMM):
             means = before + np.where(known, total, 0) / np.where(known, denominator, 1)
         covariances, p = old.covariances, old.precisions_cholesky
         if "c" in self.params:
-            covariances, p, failed = self._covariances(stats, means - mean_prior, mean_weight, old)
+            from_prior = means - mean_prior
+            covariances, p, failed = self._covariances(stats, from_prior, mean_weight, old, dtype)
             kept = np.asarray(failed.reshape(k, -1).any(1))
         new = torch.from_numpy(means)
         return GMMParameters(old.covariance_type, weights, new, p, covariances), kept
@@ -309,6 +310,7 @@ class GMMHMM(BaseHMM):
         from_prior: np.ndarray,
         mean_weight: np.ndarray,
         old: GMMParameters,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, np.ndarray]:
         """Covariances about the old means, their factors, and which Gaussians kept the old ones."""
         k, m = self.n_components, self.n_mix
@@ -347,6 +349,8 @@ class GMMHMM(BaseHMM):
         new = total / np.where(empty, 1, count)
         factor, none = precisions_of(torch.from_numpy(new), old.covariance_type)
         p, failed = factor.numpy(), none.numpy() | empty.reshape(n, -1).any(1)
+        if kind in ("diag", "spherical"):  # what is less rounds to 0
+            failed |= (new.reshape(n, -1) < smallest(dtype)).any(1)
         if failed.any():
             assert old.covariances is not None
             where = failed.reshape(-1, *[1] * (new.ndim - 1))

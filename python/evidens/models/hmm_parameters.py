@@ -67,6 +67,12 @@ def host(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
+def smallest(dtype: torch.dtype) -> float:
+    """The least positive number of a type, a subnormal one."""
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps
+
+
 def dtype_of(emission: Any) -> torch.dtype:
     """Of a tensor, or of the means of Gaussians."""
     return getattr(emission, "means", emission).dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from evidens.models._sequences import Block, blocks_of, frames_of, holds_integer
 from evidens.models.hmm_checks import DECODERS, HMMChecks
 from evidens.models.hmm_parameters import HMMParameters, dtype_of, host, tensor
 from evidens.ops.hmm import state_posteriors
+from evidens.ops.hmm_gaussian import gaussian
 
 Sampler = Callable[[int, np.random.RandomState], Any]
 
@@ -27,6 +29,61 @@ Sampler = Callable[[int, np.random.RandomState], Any]
 _CHECKED: WeakKeyDictionary[Any, tuple[list[Any], HMMParameters]] = WeakKeyDictionary()
 SIMPLE = (int, float, str, np.number)
 LARGE = 1 << 16  # entries of an attribute whose checks are small beside the work on frames
+
+
+class Scored:
+    """Some whole sequences, and what the ops say of them.
+
+    Args:
+        block: the sequences.
+        x: their frames (n, D) in the dtype of the parameters.
+        p: the parameters.
+        log_obs: what computes the log-densities (n, K).
+        normal: means and inverse standard deviations (K, D), where the emissions are of that kind:
+            then nobody has to write the log-densities down.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        x: Tensor,
+        p: HMMParameters,
+        log_obs: Callable[[], Tensor],
+        normal: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        self.block, self.x, self.p, self._log_obs = block, x, p, log_obs
+        self._normal: dict[str, Tensor] = {}
+        if normal is not None:
+            self._normal = dict(zip(("means", "precisions_cholesky"), normal))
+
+    def _ask(self, task: str) -> tuple[Tensor, Tensor]:
+        total, frames, _ = self.block.run(gaussian, self.x, self.p, task=task, **self._normal)
+        return total, frames
+
+    @cached_property
+    def log_obs(self) -> Tensor:
+        """Log-densities of the frames, (n, K)."""
+        return self._log_obs()
+
+    def log_likelihood(self) -> Tensor:
+        """(B,), in the dtype of the frames."""
+        if not self._normal:
+            return self.block.run(ops.hmm_log_likelihood, self.log_obs, self.p)
+        return self._ask("log_likelihood")[0].to(self.x.dtype)
+
+    def posteriors(self) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods (B,) and posteriors of the states (n, K)."""
+        if self._normal:
+            return self._ask("posteriors")
+        total, posteriors = self.block.run(state_posteriors, self.log_obs, self.p)
+        return total, posteriors.reshape(self.log_obs.shape)
+
+    def path(self) -> tuple[Tensor, Tensor]:
+        """Scores (B,) and states (n,) of the best paths."""
+        if self._normal:
+            return self._ask("viterbi")
+        path = self.block.run(ops.hmm_viterbi, self.log_obs, self.p)
+        return path.log_prob, path.states.reshape(-1)
 
 
 class HMMQueries(HMMChecks):
@@ -58,6 +115,10 @@ class HMMQueries(HMMChecks):
         Every family defines it, unless it overrides `_compute_log_likelihood`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no _compute_log_likelihood")
+
+    def _normal(self, emission: Any) -> tuple[Tensor, Tensor] | None:
+        """Means and inverse standard deviations (K, D) of emissions that are nothing else."""
+        return None
 
     def _fill(self, x: Tensor, posteriors: Tensor, emission: Any) -> Tensor:
         """Frames with NaN (n, D), filled for posteriors (n, K); families with parameters do it."""
@@ -137,10 +198,8 @@ class HMMQueries(HMMChecks):
                 return None
         return state
 
-    def _scored(
-        self, X: Any, lengths: Any, *, whole: bool = False
-    ) -> Iterator[tuple[Tensor, HMMParameters, Block]]:
-        """Log-densities of the frames, some sequences at a time."""
+    def _scored(self, X: Any, lengths: Any, *, whole: bool = False) -> Iterator[Scored]:
+        """Some sequences at a time; ``whole``: all at once, and with gradients."""
         if not hasattr(self, "startprob_"):
             check_is_fitted(self, "startprob_")  # raises
         p = self._checked()
@@ -150,12 +209,19 @@ class HMMQueries(HMMChecks):
         lengths, each = lengths_of(lengths, len(x))
         p, missing = self._parameters_for(x, X, p), has_missing(x.detach())
         custom = self._custom
+        normal = None if custom or missing or whole else self._normal(p.emission)
+        if normal is not None and torch.is_grad_enabled():
+            if any(t.requires_grad for t in (p.start, p.transition, *normal)):
+                normal = None
         for block, _ in blocks_of(x, lengths, self._width, each=each, whole=whole):
-            if custom:
-                log_obs = self._own_log_obs(block.x, p.start, isinstance(X, Tensor), missing)
-            else:
-                log_obs, _ = self._log_obs(block.x.to(p.start.dtype), p.emission, missing)
-            yield log_obs, p, block
+            frames = block.x if custom else block.x.to(p.start.dtype)
+
+            def log_obs(x: Tensor = frames) -> Tensor:
+                if custom:
+                    return self._own_log_obs(x, p.start, isinstance(X, Tensor), missing)
+                return self._log_obs(x, p.emission, missing)[0]
+
+            yield Scored(block, frames, p, log_obs, normal)
 
     @property
     def _custom(self) -> bool:
@@ -198,10 +264,7 @@ class HMMQueries(HMMChecks):
             NotFittedError: before `fit`.
         """
         whole = isinstance(X, Tensor) and X.requires_grad and torch.is_grad_enabled()
-        parts = [
-            block.run(ops.hmm_log_likelihood, log_obs, p)
-            for log_obs, p, block in self._scored(X, lengths, whole=whole)
-        ]
+        parts = [scored.log_likelihood() for scored in self._scored(X, lengths, whole=whole)]
         return returned(_joined(parts), X)
 
     def score(self, X: Any, lengths: Any = None) -> float:
@@ -225,10 +288,10 @@ class HMMQueries(HMMChecks):
         """
         log_prob, parts = 0.0, []
         with torch.no_grad():
-            for log_obs, p, block in self._scored(X, lengths):
-                total, posteriors = block.run(state_posteriors, log_obs, p)
+            for scored in self._scored(X, lengths):
+                total, posteriors = scored.posteriors()
                 log_prob += float(total.sum())
-                parts.append(posteriors.reshape(log_obs.shape))
+                parts.append(posteriors)
         return log_prob, returned(_joined(parts), X)
 
     def predict_proba(self, X: Any, lengths: Any = None) -> Any:
@@ -277,13 +340,12 @@ class HMMQueries(HMMChecks):
             raise ValueError(f"Unknown decoder {algorithm!r}")
         log_prob, parts = 0.0, []
         with torch.no_grad():
-            for log_obs, p, block in self._scored(X, lengths):
+            for scored in self._scored(X, lengths):
                 if algorithm == "viterbi":
-                    path = block.run(ops.hmm_viterbi, log_obs, p)
-                    states, score = path.states.reshape(-1), path.log_prob.sum()
+                    each, states = scored.path()
+                    score = each.sum()
                 else:
-                    _, posteriors = block.run(state_posteriors, log_obs, p)
-                    largest, states = posteriors.reshape(log_obs.shape).max(1)
+                    largest, states = scored.posteriors()[1].max(1)
                     states = torch.where(largest > 0, states, -1)
                     score = largest.sum(dtype=torch.float64)
                 log_prob += float(score)
@@ -314,8 +376,10 @@ class HMMQueries(HMMChecks):
         seed = self.random_state if random_state is None else random_state
         seed = int(check_random_state(seed).randint(2**31 - 1))
         with torch.no_grad():
-            ((log_obs, p, block),) = self._scored(X, lengths, whole=True)
-            states = block.run(ops.hmm_sample_paths, log_obs, p, n=n, seed=seed).reshape(n, -1)
+            (scored,) = self._scored(X, lengths, whole=True)
+            draw = scored.block.run
+            states = draw(ops.hmm_sample_paths, scored.log_obs, scored.p, n=n, seed=seed)
+            states = states.reshape(n, -1)
         return returned(states, X)
 
     def impute(self, X: Any, lengths: Any = None) -> Any:
@@ -336,13 +400,14 @@ class HMMQueries(HMMChecks):
         """
         parts = []
         with torch.no_grad():
-            for log_obs, p, block in self._scored(X, lengths):
-                x = block.x.clone()
+            for scored in self._scored(X, lengths):
+                x = scored.block.x.clone()
                 rows = x.isnan().any(1).nonzero()[:, 0]
                 if len(rows):
-                    r = block.run(state_posteriors, log_obs, p)[1].reshape(log_obs.shape)
+                    r = scored.posteriors()[1]
                     rows = rows[r[rows].sum(1) > 0]
-                    x[rows] = self._fill(x[rows].to(r.dtype), r[rows], p.emission).to(x.dtype)
+                    filled = self._fill(x[rows].to(r.dtype), r[rows], scored.p.emission)
+                    x[rows] = filled.to(x.dtype)
                 parts.append(x)
         return returned(_joined(parts), X)
 

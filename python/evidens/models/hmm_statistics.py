@@ -17,8 +17,10 @@ from torch import Tensor
 from evidens import ops
 from evidens.models import _missing
 from evidens.models._ranks import Ranks
+from evidens.models._sequences import Block
 from evidens.models.gmm_parameters import GMMParameters
 from evidens.models.gmm_statistics import GMMStatistics
+from evidens.models.hmm_parameters import HMMParameters
 
 _SCALARS = ("log_likelihood", "total", "frames", "impossible")
 
@@ -119,12 +121,17 @@ class HMMStatistics:
         return cls(zero, zero.new_zeros(k, k), emission)
 
     def add(
-        self, result: ops.HMMPosteriors, weight: Tensor | None, total: float, frames: float
+        self,
+        result: ops.HMMPosteriors | ops.HMMGaussianStatistics,
+        weight: Tensor | None,
+        total: float,
+        frames: float,
     ) -> None:
         """Add what forward-backward says of more sequences, with their weights (B,).
 
         Args:
-            result: of `ops.hmm_forward_backward`, called with this weight.
+            result: of `ops.hmm_forward_backward` or `ops.hmm_gaussian_statistics`, called with this
+                weight.
             weight: (B,), None for 1.
             total: sum of the weights of the sequences.
             frames: sum of the weights of their frames.
@@ -217,9 +224,24 @@ def add_gaussian(
         weight, first, second = ops.gmm_moments(
             x, r, stats.centre.to(x.dtype), stats.covariance_type
         )
-        stats.weight = stats.weight + weight
-        stats.first = stats.first + first
-        stats.second = stats.second + second
+        stats.add_moments(weight, first, second)
+
+
+def add_normal(
+    stats: HMMStatistics, block: Block, p: HMMParameters, means: Tensor, precisions: Tensor
+) -> None:
+    """Add complete sequences of normal emissions: one op for all of the E step."""
+    found = block.run(
+        ops.hmm_gaussian_statistics,
+        block.x,
+        p,
+        means=means,
+        precisions_cholesky=precisions,
+        weight=block.weight,
+    )
+    stats.add(found, block.weight, block.total, block.frames)
+    assert isinstance(stats.emission, GMMStatistics)
+    stats.emission.add_moments(found.weight, found.first, found.second)
 
 
 def gaussian_log_prob(x: Tensor, parameters: GMMParameters, missing: bool) -> Tensor:

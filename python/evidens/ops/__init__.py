@@ -20,6 +20,8 @@ from evidens.ops.hmm import (
     hmm_sample_paths,
     hmm_viterbi,
 )
+from evidens.ops.hmm_gaussian import HMMGaussianStatistics as HMMGaussianStatistics
+from evidens.ops.hmm_gaussian import hmm_gaussian_statistics
 from evidens.ops.logistic_mixture import logistic_mixture_log_prob, logistic_mixture_sample
 from evidens.ops.masked_conv import masked_conv2d, masked_linear
 from evidens.ops.philox import philox_uniform
@@ -42,6 +44,7 @@ __all__ = [
     "gmm_statistics",
     "hmm_filter",
     "hmm_forward_backward",
+    "hmm_gaussian_statistics",
     "hmm_log_likelihood",
     "hmm_sample_paths",
     "hmm_viterbi",

@@ -60,23 +60,25 @@ def has_values(t: Tensor) -> bool:
     return not (_is_compiling() or t.is_meta or _C._len_torch_dispatch_stack())
 
 
-def _index(op: str, name: str, t: Tensor, log_obs: Tensor, letters: str, size: int | None) -> None:
-    """Refuses lengths or offsets that are no int64 tensor of their size beside log_obs."""
+def _index(
+    op: str, name: str, t: Tensor, frames: Tensor, letters: str, size: int | None, of: str
+) -> None:
+    """Refuses lengths or offsets that are no int64 tensor of their size beside the frames."""
     if not isinstance(t, Tensor):
         raise TypeError(
             f"evidens.{op}: {name} must be an int64 tensor, got {type(t).__name__}. "
             f"Convert with torch.as_tensor({name})."
         )
-    if t.dtype is not torch.int64 or t.device != log_obs.device:
+    if t.dtype is not torch.int64 or t.device != frames.device:
         raise TypeError(
-            f"evidens.{op}: {name} must be int64 on {log_obs.device}, got {t.dtype} on {t.device}. "
-            f"Convert with {name}.to(log_obs.device, torch.int64)."
+            f"evidens.{op}: {name} must be int64 on {frames.device}, got {t.dtype} on {t.device}. "
+            f"Convert with {name}.to({of}.device, torch.int64)."
         )
     if t.ndim != 1 or t.shape[0] == 0 if size is None else t.shape != (size,):
         want = "at least one entry" if size is None else f"({size},)"
         raise ValueError(
             f"evidens.{op}: {name} must have shape {letters} = {want} for "
-            f"log_obs {tuple(log_obs.shape)}, got {tuple(t.shape)}"
+            f"{of} {tuple(frames.shape)}, got {tuple(t.shape)}"
         )
 
 
@@ -89,10 +91,10 @@ def _range(t: Tensor) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _padded_where(op: str, log_obs: Tensor, lengths: Tensor) -> _Where:
-    batch, time, _ = log_obs.shape
-    _index(op, "lengths", lengths, log_obs, "(B,)", batch)
-    starts, _, first = _equal_lengths(batch, time, log_obs.device)
+def _padded_where(op: str, frames: Tensor, lengths: Tensor, of: str) -> _Where:
+    batch, time, _ = frames.shape
+    _index(op, "lengths", lengths, frames, "(B,)", batch, of)
+    starts, _, first = _equal_lengths(batch, time, frames.device)
     if not has_values(lengths):
         # Values are known when the op runs: it refuses a negative length.
         return starts, torch.where((lengths >= 0) & (lengths <= time), lengths, -1), first
@@ -106,9 +108,9 @@ def _padded_where(op: str, log_obs: Tensor, lengths: Tensor) -> _Where:
     return starts, lengths, first
 
 
-def _packed_where(op: str, log_obs: Tensor, offsets: Tensor, varies: bool) -> _Where:
-    n = log_obs.shape[0]
-    _index(op, "offsets", offsets, log_obs, "(B + 1,)", None)
+def _packed_where(op: str, frames: Tensor, offsets: Tensor, varies: bool, of: str) -> _Where:
+    n = frames.shape[0]
+    _index(op, "offsets", offsets, frames, "(B + 1,)", None, of)
     starts, lengths = offsets[:-1], offsets.diff()
     if not has_values(offsets):
         right = (offsets[0] == 0) & (offsets[-1] == n) & (lengths >= 0).all()
@@ -134,16 +136,21 @@ def first_steps(lengths: Tensor) -> Tensor:
 
 
 def matching(
-    op: str, name: str, t: Tensor, log_obs: Tensor, shapes: tuple[tuple[str, tuple], ...]
+    op: str,
+    name: str,
+    t: Tensor,
+    frames: Tensor,
+    shapes: tuple[tuple[str, tuple], ...],
+    of: str = "log_obs",
 ) -> None:
     """Refuses an argument of another shape than each of ``shapes``, or another dtype or device."""
-    if not any(t.shape == shape for _, shape in shapes):
+    if t.shape != shapes[0][1] and not any(t.shape == shape for _, shape in shapes[1:]):
         want = " or ".join(f"{letters} = {tuple(shape)}" for letters, shape in shapes)
         raise ValueError(
-            f"evidens.{op}: {name} must have shape {want} for log_obs {tuple(log_obs.shape)}, "
+            f"evidens.{op}: {name} must have shape {want} for {of} {tuple(frames.shape)}, "
             f"got {tuple(t.shape)}"
         )
-    checks.alike(op, name, t, log_obs, "log_obs")
+    checks.alike(op, name, t, frames, of)
 
 
 _Inner = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -151,66 +158,73 @@ _Inner = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def arguments(
     op: str,
-    log_obs: Tensor,
+    frames: Tensor,
     initial: Tensor,
     transition: Tensor,
     lengths: Tensor | None,
     offsets: Tensor | None,
+    states: int | None = None,
 ) -> _Inner:
-    """The arguments of the inner ops, after every check but those of `inside`."""
-    log_obs, initial, transition = checks.widen(
-        op, ("log_obs", log_obs), ("initial", initial), ("transition", transition)
+    """The arguments of the inner ops, after every check but those of `inside`.
+
+    ``frames`` are log_obs; or, where the number of ``states`` is given, values x with emissions of
+    their own and one transition matrix.
+    """
+    of, letter = ("log_obs", "K") if states is None else ("x", "D")
+    frames, initial, transition = checks.widen(
+        op, (of, frames), ("initial", initial), ("transition", transition)
     )
-    checks.floating(op, "log_obs", log_obs)
-    ndim = log_obs.ndim
-    if (ndim != 3 and ndim != 2) or log_obs.shape[-1] == 0:
+    checks.floating(op, of, frames)
+    ndim = frames.ndim
+    if (ndim != 3 and ndim != 2) or frames.shape[-1] == 0:
         raise ValueError(
-            f"evidens.{op}: expected log_obs padded (B, T, K) or packed (N, K) with at least one "
-            f"state, got {tuple(log_obs.shape)}"
+            f"evidens.{op}: expected {of} padded (B, T, {letter}) or packed (N, {letter}) with at "
+            f"least one {'state' if states is None else 'feature'}, got {tuple(frames.shape)}"
         )
-    k = log_obs.shape[-1]
+    k = frames.shape[-1] if states is None else states
     varying: tuple[str, tuple[int, ...]]
     if ndim == 3:
         if offsets is not None:
             raise ValueError(
-                f"evidens.{op}: offsets belong to a packed log_obs (N, K), got a padded one "
-                f"{tuple(log_obs.shape)}; pass lengths instead"
+                f"evidens.{op}: offsets belong to a packed {of} (N, {letter}), got a padded one "
+                f"{tuple(frames.shape)}; pass lengths instead"
             )
-        batch, time = log_obs.shape[:2]
+        batch, time = frames.shape[:2]
         if lengths is None:
-            where = _equal_lengths(batch, time, log_obs.device)
+            where = _equal_lengths(batch, time, frames.device)
         else:
-            where = _padded_where(op, log_obs, lengths)
+            where = _padded_where(op, frames, lengths, of)
         varying = "(B, T - 1, K, K)", (batch, max(time - 1, 0), k, k)
     else:
         if lengths is not None:
             raise ValueError(
-                f"evidens.{op}: lengths belong to a padded log_obs (B, T, K), got a packed one "
-                f"{tuple(log_obs.shape)}; pass offsets instead"
+                f"evidens.{op}: lengths belong to a padded {of} (B, T, {letter}), got a packed one "
+                f"{tuple(frames.shape)}; pass offsets instead"
             )
-        n = log_obs.shape[0]
+        n = frames.shape[0]
         if offsets is None:
-            batch, where = 1, _equal_lengths(1, n, log_obs.device)
+            batch, where = 1, _equal_lengths(1, n, frames.device)
             steps = max(n - 1, 0)
         else:
-            where = _packed_where(op, log_obs, offsets, transition.ndim == 3)
+            where = _packed_where(op, frames, offsets, transition.ndim == 3, of)
             batch = offsets.shape[0] - 1
             steps = n
             if transition.ndim == 3:
                 # Tracing sees no values: there, `inside` finds what is missing.
                 steps = n - int((where[1] > 0).sum()) if has_values(offsets) else len(transition)
         varying = "(N - number of sequences that have frames, K, K)", (steps, k, k)
-    dtype, device = log_obs.dtype, log_obs.device
+    dtype, device = frames.dtype, frames.device
     if initial.shape != (k,) or initial.dtype is not dtype or initial.device != device:
         shapes = ("(K,)", (k,)), ("(B, K)", (batch, k))
-        matching(op, "initial", initial, log_obs, shapes)
+        matching(op, "initial", initial, frames, shapes, of)
     if transition.shape != (k, k) or transition.dtype is not dtype or transition.device != device:
-        matching(op, "transition", transition, log_obs, (("(K, K)", (k, k)), varying))
+        wanted = (("(K, K)", (k, k)), varying)[: 2 if states is None else 1]
+        matching(op, "transition", transition, frames, wanted, of)
     if ndim == 3:
-        log_obs = log_obs.reshape(-1, k)
+        frames = frames.reshape(-1, frames.shape[-1])
         if transition.ndim == 4:
             transition = transition.reshape(-1, k, k)
-    return log_obs, initial, transition, *where
+    return frames, initial, transition, *where
 
 
 # --- before a kernel ------------------------------------------------------------------------------
@@ -234,7 +248,7 @@ def inside(name: str, function: Any) -> Any:
     """Before any kernel: contiguous arguments, and sequences that lie inside of them."""
 
     def call(
-        log_obs: Tensor,
+        frames: Tensor,
         initial: Tensor,
         transition: Tensor,
         starts: Tensor,
@@ -242,10 +256,10 @@ def inside(name: str, function: Any) -> Any:
         first: Tensor,
         *more: Any,
     ) -> Any:
-        batch, n = lengths.shape[0], log_obs.shape[0]
+        batch, n = lengths.shape[0], frames.shape[0]
         known = None
         if batch and n % batch == 0:
-            known = _regular.get((batch, n // batch, log_obs.device))
+            known = _regular.get((batch, n // batch, frames.device))
         if known is None or known[0] is not starts or known[1] is not lengths:
             steps = transition.shape[0] if transition.ndim == 3 else None
             if not _lie_inside(starts, lengths, first, n, steps):
@@ -255,7 +269,7 @@ def inside(name: str, function: Any) -> Any:
                     "matrix for each pair of consecutive frames; some sequence breaks this"
                 )
         return function(
-            log_obs.contiguous(),
+            frames.contiguous(),
             initial.contiguous(),
             transition.contiguous(),
             starts.contiguous(),

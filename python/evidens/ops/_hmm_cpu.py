@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from evidens._native import address, empty, library
 
-__all__ = ["best_path", "draw_paths", "forward", "log_likelihood", "posteriors"]
+__all__ = ["best_path", "draw_paths", "forward", "gaussian", "log_likelihood", "posteriors"]
 
 # The tasks of csrc/hmm.h, in its order.
 _LOG_LIKELIHOOD, _FORWARD, _POSTERIORS, _BEST_PATH, _DRAW_PATHS = range(5)
@@ -149,3 +151,87 @@ def draw_paths(
     scratch = empty(log_obs, log_obs.shape)
     _run(_DRAW_PATHS, where, posteriors=scratch, paths=states, draws=n, seed=seed)
     return states
+
+
+_TASKS = {
+    "log_likelihood": _LOG_LIKELIHOOD,
+    "posteriors": _POSTERIORS,
+    "statistics": _POSTERIORS,
+    "viterbi": _BEST_PATH,
+}
+
+
+def gaussian(
+    x: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    at: Tensor,
+    means: Tensor,
+    p: Tensor,
+    weight: Tensor | None,
+    task: str,
+    *,
+    in_parts: Callable[..., tuple[Tensor, Tensor, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass; ``in_parts`` does what it cannot, all sequences or those that it lost."""
+    (n, d), k, batch = x.shape, means.shape[0], starts.shape[0]
+    given = x, initial, transition, starts, lengths, at, means, p, weight, task
+    if batch == 0:
+        return in_parts(*given)
+    total = x.new_empty((batch,), dtype=torch.float64)
+    frames, sums = x.new_empty(0), total.new_empty(0)
+    if task == "posteriors":
+        frames = empty(x, (n, k))
+    elif task == "viterbi":
+        frames = x.new_empty((n,), dtype=torch.int64)
+    elif task == "statistics":
+        sums = total.new_empty((k * (2 + k + 2 * d),))
+    lost = x.new_empty((batch,), dtype=torch.uint8)
+    count = library.hmm_gaussian(
+        _TASKS[task],
+        x.dtype is torch.float64,
+        batch,
+        k,
+        d,
+        x.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        initial.data_ptr(),
+        k if initial.ndim == 2 else 0,
+        transition.data_ptr(),
+        means.data_ptr(),
+        p.data_ptr(),
+        address(weight),
+        n,
+        total.data_ptr(),
+        frames.data_ptr() if task == "posteriors" else 0,
+        frames.data_ptr() if task == "viterbi" else 0,
+        sums.data_ptr() if task == "statistics" else 0,
+        lost.data_ptr(),
+    )
+    if count == batch:
+        return in_parts(*given)
+    if count:
+        index = lost.nonzero()[:, 0]
+        own = lengths[index]
+        first = own.cumsum(0) - own
+        rows = torch.arange(int(own.sum())) + (starts[index] - first).repeat_interleave(own)
+        some = in_parts(
+            x[rows],
+            initial if initial.ndim == 1 else initial[index],
+            transition,
+            first,
+            own,
+            first,
+            means,
+            p,
+            None if weight is None else weight[index],
+            task,
+        )
+        total[index] = some[0]
+        if len(frames):
+            frames[rows] = some[1]
+        sums += some[2]
+    return total, frames, sums

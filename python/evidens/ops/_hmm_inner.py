@@ -7,17 +7,30 @@ in ``hmm.py`` make it of both layouts and check their arguments.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evidens.ops import _gmm_cpu as mixtures
 from evidens.ops import _hmm_cpu as cpu
 from evidens.ops import _registry
 from evidens.ops._hmm_arguments import inside
 from evidens.reference import hmm as reference
+from evidens.reference.gmm import COVARIANCE_TYPES
 
-__all__ = ["best_path", "draw_paths", "filtered", "log_likelihood", "owner", "posteriors", "times"]
+__all__ = [
+    "best_path",
+    "draw_paths",
+    "filtered",
+    "gaussian",
+    "log_likelihood",
+    "owner",
+    "posteriors",
+    "times",
+]
 
 
 # --- backends ------------------------------------------------------------------------------------
@@ -25,11 +38,28 @@ __all__ = ["best_path", "draw_paths", "filtered", "log_likelihood", "owner", "po
 
 def _triton(name: str) -> Any:
     def call(*args: Any) -> Any:
-        from evidens.kernels import hmm as kernels
-
+        kernels = importlib.import_module(f"evidens.kernels.{name[:3]}")  # gmm or hmm
         return getattr(kernels, name)(*args)
 
     return call
+
+
+def _of_diagonals(function: Any) -> Any:
+    """A mixture kernel of the CPU, which knows covariance types by number."""
+    return lambda *args: function(*args[:-1], COVARIANCE_TYPES.index(args[-1]))
+
+
+_gaussian_on_cpu = functools.partial(
+    cpu.gaussian,
+    in_parts=functools.partial(
+        reference.hmm_gaussian_statistics,
+        component_log_prob=_of_diagonals(mixtures.component_log_prob),
+        log_likelihood=cpu.log_likelihood,
+        posteriors=cpu.posteriors,
+        best_path=cpu.best_path,
+        moments=_of_diagonals(mixtures.moments),
+    ),
+)
 
 
 # --- gradients -----------------------------------------------------------------------------------
@@ -81,8 +111,7 @@ def _log_likelihood_backward(
 # --- the ops -------------------------------------------------------------------------------------
 
 _SEQUENCES = (
-    "Tensor log_obs, Tensor initial, Tensor transition, Tensor starts, Tensor lengths, "
-    "Tensor first_transition"
+    "Tensor initial, Tensor transition, Tensor starts, Tensor lengths, Tensor first_transition"
 )
 
 
@@ -93,14 +122,16 @@ def _op(
     on_cpu: Any,
     fake: Any,
     others: Any = lambda function: function,
+    triton: Any = None,
+    frames: str = "log_obs",
     **rest: Any,
 ) -> _registry.Op:
     return _registry.Op(
         "hmm",
-        f"{name}({_SEQUENCES}{more}) -> {returns}",
+        f"{name}(Tensor {frames}, {_SEQUENCES}{more}) -> {returns}",
         cpu=inside(name, on_cpu),
         reference=inside(name, others(getattr(reference, name))),
-        triton=inside(name, others(_triton(name))),
+        triton=inside(name, others(triton or _triton(name))),
         fake=fake,
         waits=True,  # for the range of lengths, and for what must be computed again
         **rest,
@@ -145,6 +176,28 @@ def _fake_posteriors(
     return _per_sequence(log_obs, starts), new((n, k)), new((batch, k)), second
 
 
+def _fake_gaussian(
+    x: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    first: Tensor,
+    means: Tensor,
+    precisions_cholesky: Tensor,
+    weight: Tensor | None,
+    task: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (n, d), k, new = x.shape, means.shape[0], x.new_empty
+    frames = new((0,))
+    if task == "posteriors":
+        frames = new((n, k))
+    elif task == "viterbi":
+        frames = new((n,), dtype=torch.int64)
+    sums = k * (2 + k + 2 * d) if task == "statistics" else 0
+    return _per_sequence(x, starts), frames, new((sums,), dtype=torch.float64)
+
+
 log_likelihood = _op(
     "hmm_log_likelihood",
     "",
@@ -186,4 +239,20 @@ draw_paths = _op(
     lambda x, pi, a, starts, lengths, first, seed, n: x.new_empty(
         (n, x.shape[0]), dtype=torch.int64
     ),
+)
+gaussian = _op(
+    "hmm_gaussian_statistics",
+    ", Tensor means, Tensor precisions_cholesky, Tensor? weight, str task",
+    "(Tensor, Tensor, Tensor)",
+    _gaussian_on_cpu,
+    _fake_gaussian,
+    triton=functools.partial(
+        reference.hmm_gaussian_statistics,
+        component_log_prob=_triton("gmm_component_log_prob"),
+        log_likelihood=_triton("hmm_log_likelihood"),
+        posteriors=_triton("hmm_forward_backward"),
+        best_path=_triton("hmm_viterbi"),
+        moments=_triton("gmm_moments"),
+    ),
+    frames="x",
 )

@@ -19,10 +19,12 @@ Source: Rabiner, A Tutorial on Hidden Markov Models, Proceedings of the IEEE 77 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from evidens.reference.gmm import gmm_component_log_prob, gmm_moments
 from evidens.reference.philox import philox_uniform
 
 _INF = math.inf
@@ -347,3 +349,57 @@ def hmm_sample_paths(
     out = states.new_full((n, log_obs.shape[0]), -1)
     out[:, rows[present]] = states[:, present]
     return out
+
+
+def hmm_gaussian_statistics(
+    x: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    first_transition: Tensor,
+    means: Tensor,
+    precisions_cholesky: Tensor,
+    weight: Tensor | None,
+    task: str,
+    *,
+    component_log_prob: Any = gmm_component_log_prob,
+    log_likelihood: Any = hmm_log_likelihood,
+    posteriors: Any = hmm_forward_backward,
+    best_path: Any = hmm_viterbi,
+    moments: Any = gmm_moments,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames x (N, D) with normal emissions: ``means`` and ``precisions_cholesky`` are (K, D).
+
+    By ``task``: the log-likelihoods (B,) float64 and
+
+    - ``"log_likelihood"``: nothing else;
+    - ``"posteriors"``: those of the states (N, K);
+    - ``"viterbi"``: the best paths (N,); the first result is their score;
+    - ``"statistics"``: in the third place, float64 one behind the other, expected counts of first
+      states (K,) and of steps (K, K), and the moments of `gmm_moments` about the means, of
+      sequences that count ``weight`` (B,) times.
+
+    A backend without a kernel for all of it passes its own parts.
+    """
+    log_obs = component_log_prob(x, means.new_zeros(len(means)), means, precisions_cholesky, "diag")
+    given = log_obs, initial, transition, starts, lengths, first_transition
+    nothing = x.new_empty(0), x.new_empty(0, dtype=torch.float64)
+    if task == "log_likelihood":
+        return log_likelihood(*given).double(), *nothing
+    if task == "viterbi":
+        states, score = best_path(*given)
+        return score, states, nothing[1]
+    total, states, first, second = posteriors(*given, weight, False)
+    if task == "posteriors":
+        return total, states, nothing[1]
+    if weight is not None:
+        first = torch.where(weight[:, None] == 0, 0.0, first * weight[:, None])
+        rows = torch.arange(len(x), device=x.device)
+        each = weight[torch.searchsorted(starts.contiguous(), rows, right=True) - 1][:, None]
+        states = torch.where(each == 0, 0.0, states * each)
+    # Derivatives may be infinite where a probability is 0.
+    begun = torch.where(initial == 0, 0.0, first.double() * initial.double()).sum(0)
+    steps = torch.where(transition == 0, 0.0, second * transition.double())
+    sums = begun, steps, *moments(x, states, means, "diag")
+    return total, nothing[0], torch.cat([s.reshape(-1) for s in sums])
