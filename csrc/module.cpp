@@ -13,8 +13,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "hmm_maximise.h"
 #include "hmm_run.h"
 #include "host.h"
 #include "kernels.h"
@@ -162,14 +164,14 @@ template <class T> void count_states(const HmmParams &p, int64_t sequences, doub
   for (int64_t i = 0; i < K * K; ++i) steps[i] = transition[i] == T(0) ? 0 : steps[i] * double(transition[i]);
 }
 
-// With emissions that are computed on the way: how many sequences that lost, all of them where it is not
-// possible.  `lost` (B,) says which: of these nothing is said, and they are in no sum.  `sums`, of a call
-// that asks for it: (K,) first states, (K, K) steps, and the moments of `HmmGaussians`.
-int64_t hmm_gaussian(int task, bool is_double, int64_t sequences, int64_t states, int64_t features, uintptr_t frames,
-                     uintptr_t starts, uintptr_t lengths, uintptr_t initial, int64_t initial_stride,
-                     uintptr_t transition, uintptr_t means, uintptr_t precisions, uintptr_t weight, int64_t rows,
-                     uintptr_t log_likelihood, uintptr_t posteriors, uintptr_t paths, uintptr_t sums, uintptr_t lost) {
-  uint8_t *const redo = at<uint8_t>(lost);
+// With emissions that are computed on the way: the sequences that linear space lost, all of them where it
+// is not possible.  Of these nothing is said, and they are in no sum.  `sums`, of a call that asks for it:
+// (K,) first states, (K, K) steps, and the moments of `HmmGaussians`.
+std::vector<int64_t> hmm_gaussian(int task, bool is_double, int64_t sequences, int64_t states, int64_t features,
+                                  uintptr_t frames, uintptr_t starts, uintptr_t lengths, uintptr_t initial,
+                                  int64_t initial_stride, uintptr_t transition, uintptr_t means, uintptr_t precisions,
+                                  uintptr_t weight, int64_t rows, uintptr_t log_likelihood, uintptr_t posteriors,
+                                  uintptr_t paths, uintptr_t sums) {
   double *counts = at<double>(sums), *steps = counts == nullptr ? nullptr : counts + states;
   const HmmGaussians gaussians{features, at(frames), at(means), at(precisions),
                                counts == nullptr ? nullptr : steps + states * states};
@@ -181,13 +183,55 @@ int64_t hmm_gaussian(int task, bool is_double, int64_t sequences, int64_t states
   p.initial = at(initial), p.initial_stride = initial_stride, p.transition = at(transition), p.weight = at(weight);
   p.log_likelihood = at<double>(log_likelihood), p.posteriors = at(posteriors), p.paths = at<int64_t>(paths);
   p.first = first.get(), p.second = steps;
-  std::fill_n(redo, sequences, uint8_t(0));
-  if (!run_hmm(p, is_double, sequences, redo)) return sequences;
+  std::vector<uint8_t> redo(size_t(sequences), 0);
+  if (!run_hmm(p, is_double, sequences, redo.data())) std::fill(redo.begin(), redo.end(), 1);
+  std::vector<int64_t> lost;
   for (int64_t b = 0; b < sequences; ++b)
-    if (redo[b]) std::memset(static_cast<char *>(first.get()) + size_t(b * states) * size, 0, size_t(states) * size);
-  if (counts != nullptr && is_double) count_states<double>(p, sequences, counts, steps);
-  if (counts != nullptr && !is_double) count_states<float>(p, sequences, counts, steps);
-  return std::count(redo, redo + sequences, 1);
+    if (redo[size_t(b)]) lost.push_back(b);
+  if (counts == nullptr || int64_t(lost.size()) == sequences) return lost;
+  for (const int64_t b : lost)
+    std::memset(static_cast<char *>(first.get()) + size_t(b * states) * size, 0, size_t(states) * size);
+  if (is_double) count_states<double>(p, sequences, counts, steps);
+  else count_states<float>(p, sequences, counts, steps);
+  return lost;
+}
+
+// A prior is (value for all, address of one for each or 0).
+using PriorOf = std::pair<double, uintptr_t>;
+Prior prior_of(const PriorOf &p) { return {p.first, at<double>(p.second)}; }
+
+void maximise_distributions(int64_t rows, int64_t columns, uintptr_t counts, const PriorOf &prior, uintptr_t old,
+                            uintptr_t out) {
+  maximise_rows(rows, columns, at<double>(counts), prior_of(prior), at<double>(old), at<double>(out));
+}
+
+void maximise_normal(int64_t states, int64_t features, bool spherical, bool learn_means, bool learn_variances,
+                     uintptr_t weight, uintptr_t first, uintptr_t second, uintptr_t old_means, uintptr_t old_variances,
+                     uintptr_t old_precisions, const PriorOf &mean_weight, const PriorOf &mean, const PriorOf &variance,
+                     double variance_weight, double unvisited, double least, uintptr_t means, uintptr_t variances,
+                     uintptr_t precisions, uintptr_t kept) {
+  const NormalStep step{states,
+                        features,
+                        spherical,
+                        learn_means,
+                        learn_variances,
+                        at<double>(weight),
+                        at<double>(first),
+                        at<double>(second),
+                        at<double>(old_means),
+                        at<double>(old_variances),
+                        at<double>(old_precisions),
+                        prior_of(mean_weight),
+                        prior_of(mean),
+                        prior_of(variance),
+                        variance_weight,
+                        unvisited,
+                        least,
+                        at<double>(means),
+                        at<double>(variances),
+                        at<double>(precisions),
+                        at<bool>(kept)};
+  step.run();
 }
 
 // The first position of (count,) indices that lies outside [0, bound) or repeats another; -1: none.
@@ -339,7 +383,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("states"), py::arg("features"), py::arg("frames"), py::arg("starts"), py::arg("lengths"),
         py::arg("initial"), py::arg("initial_stride"), py::arg("transition"), py::arg("means"), py::arg("precisions"),
         py::arg("weight"), py::arg("rows"), py::arg("log_likelihood"), py::arg("posteriors"), py::arg("paths"),
-        py::arg("sums"), py::arg("lost"));
+        py::arg("sums"));
+  m.def("maximise_distributions", &maximise_distributions, release, py::arg("rows"), py::arg("columns"),
+        py::arg("counts"), py::arg("prior"), py::arg("old"), py::arg("out"));
+  m.def("maximise_normal", &maximise_normal, release, py::arg("states"), py::arg("features"), py::arg("spherical"),
+        py::arg("learn_means"), py::arg("learn_variances"), py::arg("weight"), py::arg("first"), py::arg("second"),
+        py::arg("old_means"), py::arg("old_variances"), py::arg("old_precisions"), py::arg("mean_weight"),
+        py::arg("mean"), py::arg("variance"), py::arg("variance_weight"), py::arg("unvisited"), py::arg("least"),
+        py::arg("means"), py::arg("variances"), py::arg("precisions"), py::arg("kept"));
   m.def("first_bad_index", &first_bad_index, py::arg("indices"), py::arg("count"), py::arg("bound"));
   m.def("spline", &spline, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"), py::arg("features"),
         py::arg("active"), py::arg("index"), py::arg("bins"), py::arg("map"), py::arg("inverse"), py::arg("per_row"),

@@ -25,6 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 import evidens
 from evidens import ops
 from evidens.hmm import ConvergenceMonitor
+from evidens.models import hmm_statistics
 
 quiet()
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,15 +173,17 @@ def test_ctrl_c_keeps_what_was_learned(family, monkeypatch):
     X = frames(family)
     three = model(family, n_iter=3).fit(X, LENGTHS)
     calls = iter(range(100))
-    name = "hmm_gaussian_statistics" if family == "Gaussian" else "hmm_forward_backward"
-    op = getattr(ops, name)
+    where, name = ops, "hmm_forward_backward"
+    if family == "Gaussian":
+        where, name = hmm_statistics, "hmm_gaussian"
+    op = getattr(where, name)
 
     def interrupted(*args, **keys):
         if next(calls) == 3:
             raise KeyboardInterrupt
         return op(*args, **keys)
 
-    monkeypatch.setattr(ops, name, interrupted)
+    monkeypatch.setattr(where, name, interrupted)
     m = model(family, n_iter=50)
     with pytest.warns(RuntimeWarning, match="interrupted; the parameters of iteration 3"):
         m.fit(X, LENGTHS)

@@ -42,6 +42,12 @@ class Ranks:
         dist.all_reduce(there, group=self.group)
         return there.to(value.device)
 
+    def total(self, value: float) -> float:
+        """The sum of a number over the processes."""
+        if self.size == 1:
+            return value
+        return float(self.sum(torch.tensor(value, dtype=torch.float64)))
+
     def first(self, value: Tensor) -> Tensor:
         """What rank 0 has."""
         if self.size == 1:
@@ -52,6 +58,8 @@ class Ranks:
 
     def before(self, count: int) -> tuple[int, int]:
         """``(sum over the ranks before this one, sum over all)``."""
+        if self.size == 1:
+            return 0, count
         counts = torch.zeros(self.size, dtype=torch.int64)
         counts[self.rank] = count
         counts = self.sum(counts)
@@ -71,7 +79,7 @@ class Ranks:
 
     def agree(self, error: Exception | None) -> None:
         """Raise on every rank if one has an error: none is left waiting for the others."""
-        failed = int(self.sum(torch.tensor(0 if error is None else 1)))
+        failed = int(self.total(0 if error is None else 1))
         if error is not None:
             raise error
         if failed:

@@ -160,12 +160,8 @@ class Rows:
         self.offset, self.total_used = ranks.before(used)
         _, self.total_count = ranks.before(self.count)
         # Rows and their weight: the mean weight of a row is the unit of the M step.
-        total = (
-            torch.tensor(self.count, dtype=torch.float64)
-            if weight is None
-            else weight.sum(dtype=torch.float64).cpu()
-        )
-        self.total_weight = float(ranks.sum(total))
+        total = self.count if weight is None else weight.sum(dtype=torch.float64)
+        self.total_weight = ranks.total(float(total))
         if self.total_weight == 0:
             raise ValueError(
                 "sample_weight: all weights are zero, so there is no row to fit to"
@@ -173,7 +169,7 @@ class Rows:
                 else "X has no rows"
             )
         self.unit = self.total_weight / self.total_used
-        self.missing = bool(ranks.sum(torch.tensor(int(self.missing))))
+        self.missing = ranks.total(self.missing) > 0
 
     @cached_property
     def column_means(self) -> Tensor | None:

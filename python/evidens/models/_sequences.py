@@ -15,6 +15,7 @@ from torch import Tensor
 from evidens.models._arrays import check_rows, has_missing, to_tensor, working_dtype
 from evidens.models._ranks import Ranks
 from evidens.models._rows import Rows, _unwrap, chunks_of, weights_of
+from evidens.ops._hmm_arguments import equal_lengths
 
 # Log-densities of a block, 64 MB of float64; and on a device.
 BLOCK = 1 << 23
@@ -62,6 +63,14 @@ class Block:
     def offsets(self) -> Tensor:
         """(B + 1,) int64, beside x: where each sequence begins, and n."""
         return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).to(self.x.device)
+
+    @cached_property
+    def where(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Beside x, (B,) each: where each sequence begins, its length, and again where."""
+        if self.each is not None:
+            return equal_lengths(len(self.x) // self.each, self.each, self.x.device)
+        starts = self.offsets[:-1].contiguous()
+        return starts, self.lengths.to(self.x.device), starts
 
     @property
     def frame_weight(self) -> Tensor | None:
@@ -262,12 +271,9 @@ class Sequences(Rows):
             ranks=ranks,
             reset=reset,
         )
-        self.total_sequences = float(ranks.sum(self._sequence_count()))
-
-    def _sequence_count(self) -> Tensor:
-        if self.sequence_weight is None:
-            return torch.tensor(float(len(self.lengths)), dtype=torch.float64)
-        return self.sequence_weight.sum(dtype=torch.float64).cpu()
+        weight = self.sequence_weight
+        own = len(self.lengths) if weight is None else weight.sum(dtype=torch.float64)
+        self.total_sequences = ranks.total(float(own))
 
     def _read(self, X: Any, reset: bool) -> None:
         chunks = _pairs(X)
@@ -375,7 +381,7 @@ class Sequences(Rows):
 
     def take_labels(self, index: np.ndarray) -> Tensor | None:
         """Labels, by number among the frames of weight > 0 of all processes, if there are any."""
-        if not bool(self.ranks.sum(torch.tensor(int(self.labels is not None)))):
+        if not self.ranks.total(self.labels is not None):
             return None
         labels = self.labels
         if labels is None:

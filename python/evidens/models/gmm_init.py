@@ -107,7 +107,7 @@ def _labelled_means(rows: Rows, k: int) -> tuple[Tensor, Tensor]:
         "spherical", torch.zeros(k, rows.n_features, dtype=torch.float64, device=rows.device)
     )
     # Every process takes part, whether it has labels or not.
-    if rows.ranks.sum(torch.tensor(int(rows.labels is not None))):
+    if rows.ranks.total(rows.labels is not None):
         stats.centre = stats.centre + _mean(rows)
         _assign(stats, rows, lambda x, _: x.new_zeros(len(x), k))
     seeded = stats.weight > 0

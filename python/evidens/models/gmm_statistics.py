@@ -108,9 +108,7 @@ class GMMStatistics:
         self.add_moments(weight, first, second)
 
     def add_moments(self, weight: Tensor, first: Tensor, second: Tensor) -> None:
-        """Add sums about the centre; ``second`` of spherical may come feature by feature."""
-        if second.ndim > self.second.ndim:
-            second = second.mean(1)
+        """Add sums about the centre."""
         self.weight = self.weight + weight
         self.first = self.first + first
         self.second = self.second + second
@@ -123,6 +121,8 @@ class GMMStatistics:
 
     def about(self, centre: Tensor) -> GMMStatistics:
         """The same rows about another centre."""
+        if self.centre is centre:
+            return self
         shift = self.centre - centre
         if not shift.any():
             return self

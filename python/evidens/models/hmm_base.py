@@ -26,15 +26,15 @@ from evidens.models.hmm_parameters import (
     restores,
     spread,
     tensor,
-    with_zeros,
 )
 from evidens.models.hmm_queries import HMMQueries
 from evidens.models.hmm_statistics import (
     EmissionStatistics,
     HMMStatistics,
     NoStatistics,
-    add_normal,
+    normal_statistics,
 )
+from evidens.ops import _hmm_maximise as maximise
 
 # Step sizes of partial_fit fall with this power of the share of the new frames among all.
 FORGETTING = 0.7
@@ -372,25 +372,34 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
 
     def _expect(self, data: Sequences, p: HMMParameters) -> HMMStatistics:
         """E step: one pass over the sequences of all processes."""
-        stats = self._no_statistics(p)
+        stats: HMMStatistics | None = None
         if self._custom:  # its log-densities may depend on what EM has found
             self._publish(p, data.is_tensor)
         normal = None if self._custom or data.missing else self._normal(p.emission)
         for block in data.sequences():
             if normal is not None and block.labels is None:
-                add_normal(stats, block, p, *normal)
-                continue
-            work: Any = None
-            if self._custom:
-                log_obs = self._own_log_obs(block.x, p.start, data.is_tensor, data.missing)
-                log_obs = log_obs.detach().clone()  # labels are written in
+                found = normal_statistics(block, p, *normal)
             else:
-                log_obs, work = self._log_obs(block.x, p.emission, data.missing)
-            result, r = self._posteriors(log_obs, p, block)
-            stats.add(result, block.weight, block.total, block.frames)
-            self._accumulate(stats.emission, block.x, r, p.emission, work, data.missing)
-            del log_obs, work, result, r  # the next block's take over their memory
+                found = self._statistics(block, p, data)
+            if stats is None:
+                stats = found
+            else:
+                stats.merge(found)
+        stats = self._no_statistics(p) if stats is None else stats
         stats.reduce(data.ranks)
+        return stats
+
+    def _statistics(self, block: Block, p: HMMParameters, data: Sequences) -> HMMStatistics:
+        """The sums over a block, by way of log-densities and posteriors."""
+        stats, work = self._no_statistics(p), None
+        if self._custom:
+            log_obs = self._own_log_obs(block.x, p.start, data.is_tensor, data.missing)
+            log_obs = log_obs.detach().clone()  # labels are written in
+        else:
+            log_obs, work = self._log_obs(block.x, p.emission, data.missing)
+        result, r = self._posteriors(log_obs, p, block)
+        stats.add(result, block)
+        self._accumulate(stats.emission, block.x, r, p.emission, work, data.missing)
         return stats
 
     def _posteriors(
@@ -420,15 +429,15 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         start, transition = old.start, old.transition
         if "s" in self.params:
             prior = spread(self.startprob_prior, (k,), "startprob_prior")
-            start = with_zeros(stats.start, prior, start)
+            start = maximise.distributions(stats.start, prior, start)
         if "t" in self.params:
             prior = spread(self.transmat_prior, (k, k), "transmat_prior")
-            transition = with_zeros(stats.transitions, prior, transition)
+            transition = maximise.distributions(stats.transitions, prior, transition)
         emission, kept = self._maximise_emission(stats.emission, old.emission, where[1])
         kept = kept | (self._visits(stats.emission).numpy() <= UNVISITED)
         new = HMMParameters(start, transition, emission)
         self._check_learned(new, where[1])
-        return new.to(*where), kept.nonzero()[0].tolist()
+        return new.to(*where), kept.nonzero()[0].tolist() if kept.any() else []
 
     def _publish(self, p: HMMParameters, as_tensors: bool) -> None:
         """Set the fitted attributes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -122,8 +121,8 @@ class HMMChecks:
         """
         values = {"startprob_": p.start, "transmat_": p.transition}
         for name, value in (values | self._emission_attributes(p.emission)).items():
-            if dtype is torch.float64 and math.isfinite(value.sum()):
-                continue  # nothing in it is NaN or infinite
+            if dtype is torch.float64 and np.isfinite(value.numpy()).all():
+                continue
             largest = float(value.abs().max()) if value.numel() else 0.0
             if not largest <= torch.finfo(dtype).max:
                 raise ValueError(
@@ -133,8 +132,10 @@ class HMMChecks:
 
     def _needs_init(self, code: str, name: str) -> bool:
         """Whether `fit` sets this attribute at its start; the text is hmmlearn's."""
+        own = vars(self)  # first: to read a property may be much work
+        there = name in own or f"_{name}" in own or hasattr(self, name)
         if code in self.init_params:
-            if hasattr(self, name):
+            if there:
                 log.warning(
                     "Even though the %r attribute is set, it will be overwritten during "
                     "initialization because 'init_params' contains %r",
@@ -142,7 +143,7 @@ class HMMChecks:
                     code,
                 )
             return True
-        return not hasattr(self, name)
+        return not there
 
 
 def check_type(kind: Any) -> None:

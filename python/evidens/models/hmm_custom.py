@@ -165,7 +165,7 @@ class CustomHMM(BaseHMM):
             log_obs = self._own_log_obs(block.x, p.start, data.is_tensor, data.missing)
             log_obs = log_obs.detach().clone()  # labels are written in
             result, r = self._posteriors(log_obs, p, block)
-            stats.add(result, block.weight, block.total, block.frames)
+            stats.add(result, block)
             self._accumulate(stats.emission, block.x, r, p.emission, None, data.missing)
             if data.missing:
                 r = torch.where(block.x.isnan().all(1)[:, None], 0, r)
@@ -198,7 +198,7 @@ class CustomHMM(BaseHMM):
             result = ops.HMMPosteriors(
                 log_prob.detach().double(), log_obs.detach(), initial, transitions, None
             )
-            stats.add(result, block.weight, block.total, block.frames)
+            stats.add(result, block)
             # How often a state was visited: as a first state, or as one that was entered.
             stats.emission.weight = stats.emission.weight + initial + transitions.sum(0)
         stats.reduce(data.ranks)

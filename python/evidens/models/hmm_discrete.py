@@ -77,7 +77,7 @@ class TableHMM(BaseHMM):
 
 def labelled_start(model: BaseHMM, data: Sequences, emission: Tensor) -> Tensor:
     """An emission tensor in which the states with labelled frames have what those frames give."""
-    if not bool(data.ranks.sum(torch.tensor(int(data.labels is not None)))):
+    if not data.ranks.total(data.labels is not None):
         return emission
     there = emission.to(data.device)
     stats: Any = model._zero_statistics(there, model.n_components)

@@ -18,9 +18,18 @@ from evidens.models.gmm_parameters import GMMParameters, cholesky_of_precisions,
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_base import BaseHMM
 from evidens.models.hmm_checks import SHARED, check_covars, check_type
-from evidens.models.hmm_parameters import UNVISITED, finite, host, smallest, spread, tensor
+from evidens.models.hmm_parameters import (
+    UNVISITED,
+    finite,
+    greatest,
+    host,
+    smallest,
+    spread,
+    tensor,
+)
 from evidens.models.hmm_queries import Sampler
 from evidens.models.hmm_statistics import add_gaussian, gaussian_log_prob
+from evidens.ops import _hmm_maximise as maximise
 
 # hmmlearn adds this to a matrix that has no Cholesky factor, for densities only.
 RESCUE = 1e-7
@@ -329,11 +338,31 @@ class GaussianHMM(BaseHMM):
         self, stats: GMMStatistics, old: GMMParameters, dtype: torch.dtype
     ) -> tuple[GMMParameters, np.ndarray]:
         assert old.covariances is not None
-        if stats.centre is not old.means:
-            stats = stats.about(old.means)
+        stats, shape = stats.about(old.means), old.means.shape
+        mean_weight = spread(self.means_weight, shape, "means_weight")
+        mean_prior = spread(self.means_prior, shape, "means_prior")
+        if self.covariance_type in ("full", "tied"):
+            return self._maximise_matrices(stats, old, mean_weight, mean_prior)
+        learn = "m" in self.params, "c" in self.params
+        means, covariances, p, kept = maximise.normal(
+            (stats.weight, stats.first, stats.second),
+            (old.means, old.covariances, old.precisions_cholesky),
+            mean_weight=mean_weight,
+            mean=mean_prior,
+            variance=spread(self.covars_prior, shape, "covars_prior"),
+            variance_weight=greatest(self.covars_weight, "covars_weight"),
+            learn=learn,
+            unvisited=UNVISITED,
+            least=smallest(dtype),  # what is less rounds to 0
+        )
+        new = GMMParameters(self.covariance_type, old.weights, means, p, covariances)
+        return new, kept.numpy()
+
+    def _maximise_matrices(
+        self, stats: GMMStatistics, old: GMMParameters, mean_weight: Any, mean_prior: Any
+    ) -> tuple[GMMParameters, np.ndarray]:
+        """`_maximise_emission` for full and tied covariances."""
         before, weight, first = old.means.numpy(), stats.weight.numpy(), stats.first.numpy()
-        mean_weight = spread(self.means_weight, before.shape, "means_weight")
-        mean_prior = spread(self.means_prior, before.shape, "means_prior")
         means, lost = before, weight <= UNVISITED
         kept = lost
         if "m" in self.params:
@@ -345,78 +374,36 @@ class GaussianHMM(BaseHMM):
             kept = lost & ~known.all(1)
         covariances, p = old.covariances, old.precisions_cholesky
         if "c" in self.params:
-            distance = mean_weight * (means - mean_prior) ** 2
-            if self.covariance_type in ("full", "tied"):
-                apart = means - mean_prior
-                distance = apart[:, :, None] * (mean_weight * apart)[:, None, :]
-            squares = self._squares(stats, means - before)
-            covariances, p, failed = self._covariances(squares, distance, weight, old, dtype)
+            apart, delta = means - mean_prior, means - before
+            half = first - weight[:, None] * delta / 2
+            added = apart[:, :, None] * (mean_weight * apart)[:, None, :]
+            if self.covariance_type == "tied":
+                cross, added = half.T @ delta, added.sum(0)
+            else:
+                cross = half[:, :, None] * delta[:, None, :]
+            # Second moments about the new means.
+            squares = stats.second.numpy() - cross - cross.swapaxes(-1, -2)
+            covariances, p, failed = self._covariances(squares + added, weight, old)
             kept = kept | failed
-        return GMMParameters(
+        new = GMMParameters(
             self.covariance_type, old.weights, torch.from_numpy(means), p, covariances
-        ), kept
-
-    def _squares(self, stats: GMMStatistics, delta: np.ndarray) -> np.ndarray:
-        """Second moments about the new means, ``delta`` (K, D) from the old ones."""
-        second = stats.second.numpy()
-        half = stats.first.numpy() - stats.weight.numpy()[:, None] * delta / 2
-        if self.covariance_type == "diag":
-            return second - 2 * delta * half
-        if self.covariance_type == "spherical":
-            return second - 2 * (delta * half).mean(1)
-        if self.covariance_type == "tied":
-            cross = half.T @ delta
-            return second - cross - cross.T
-        cross = half[:, :, None] * delta[:, None, :]
-        return second - cross - cross.swapaxes(1, 2)
+        )
+        return new, kept
 
     def _covariances(
-        self,
-        squares: np.ndarray,
-        distance: np.ndarray,
-        weight: np.ndarray,
-        old: GMMParameters,
-        dtype: torch.dtype,
+        self, squares: np.ndarray, weight: np.ndarray, old: GMMParameters
     ) -> tuple[Tensor, Tensor, np.ndarray]:
-        """New covariances, their ``precisions_cholesky``, and which states kept the old ones.
-
-        ``squares`` are moments about the new means, ``distance`` is what the prior of the means
-        adds to them.
-        """
+        """New matrices, their ``precisions_cholesky``, and which states kept the old ones."""
         kind, (k, d) = self.covariance_type, old.means.shape
         assert old.covariances is not None
-        shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k, d)}[kind]
-        prior = spread(self.covars_prior, shape, "covars_prior")
-        extra = float(np.max(finite(self.covars_weight, "covars_weight")))
-        if kind in ("diag", "spherical"):
-            least = smallest(dtype)  # what is less rounds to 0
-            denominator = np.maximum(max(extra - 1, 0.0) + weight, 1e-5)
-            added = prior + distance
-            if kind == "diag":
-                new = (added + squares) / denominator[:, None]
-                ok = (new >= least) & (new < np.inf)
-                fine = ok.all(1)
-            else:
-                new = (added.mean(1) + squares) / denominator
-                fine = ok = (new >= least) & (new < np.inf)
-            p = 1 / np.sqrt(np.where(ok, new, 1))
-            keep = ~fine
-            if extra <= 1:
-                keep = keep | (weight <= UNVISITED)
-        else:
-            extra = max(extra - d, 0.0)
-            if kind == "tied":
-                denominator = np.array([extra + weight.sum()])
-                new = (prior + distance.sum(0) + squares) / max(denominator[0], UNVISITED)
-            else:
-                denominator = extra + weight
-                new = (prior + distance + squares) / np.maximum(denominator, UNVISITED)[
-                    :, None, None
-                ]
-            factor, failed = precisions_of(torch.from_numpy(new), kind)
-            p, keep = factor.numpy(), (denominator <= UNVISITED) | failed.numpy()
+        squares = squares + spread(self.covars_prior, squares.shape, "covars_prior")
+        extra = max(greatest(self.covars_weight, "covars_weight") - d, 0.0)
+        denominator = extra + (weight if kind == "full" else weight.sum(keepdims=True))
+        new = squares / np.maximum(denominator, UNVISITED).reshape(-1, *[1] * (squares.ndim - 1))
+        factor, failed = precisions_of(torch.from_numpy(new), kind)
+        p, keep = factor.numpy(), (denominator <= UNVISITED) | failed.numpy()
         if keep.any():
-            where = keep[0] if kind == "tied" else keep.reshape(-1, *[1] * (new.ndim - 1))
+            where = keep[0] if kind == "tied" else keep[:, None, None]
             new = np.where(where, old.covariances.numpy(), new)
             p = np.where(where, old.precisions_cholesky.numpy(), p)
         keep = np.repeat(keep, k) if kind == "tied" else keep

@@ -107,6 +107,17 @@ def finite(value: Any, name: str) -> np.ndarray:
     return array
 
 
+def greatest(value: Any, name: str) -> float:
+    """The greatest of some finite numbers, often one.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return float(np.max(finite(value, name)))
+
+
 def spread(value: Any, shape: tuple[int, ...], name: str) -> Any:
     """A prior for an array of this shape: a number, or an array that broadcasts to it.
 
@@ -139,10 +150,3 @@ def shares(counts: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     if empty.any():
         return np.where(empty, old, counts / np.where(empty, 1, total)), empty[..., 0]
     return counts / total, empty[..., 0]
-
-
-def with_zeros(counts: Tensor, prior: Any, old: Tensor) -> Tensor:
-    """Distributions from expected counts; what was 0 stays 0, a row without counts as it was."""
-    before = old.numpy()
-    value = np.maximum(prior - 1 + counts.numpy(), 0) * (before != 0)
-    return torch.from_numpy(shares(value, before)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from operator import is_, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,15 +21,17 @@ from evidens.models._arrays import has_missing, returned, working_dtype
 from evidens.models._sequences import Block, blocks_of, frames_of, holds_integers, lengths_of
 from evidens.models.hmm_checks import DECODERS, HMMChecks
 from evidens.models.hmm_parameters import HMMParameters, dtype_of, host, tensor
+from evidens.ops._hmm_inner import gaussian
 from evidens.ops.hmm import state_posteriors
-from evidens.ops.hmm_gaussian import gaussian
 
 Sampler = Callable[[int, np.random.RandomState], Any]
 
-# Of each model, what passed all checks, to the bit, and the parameters that it gave.
-_CHECKED: WeakKeyDictionary[Any, tuple[list[Any], HMMParameters]] = WeakKeyDictionary()
-SIMPLE = (int, float, str, np.number)
-LARGE = 1 << 16  # entries of an attribute whose checks are small beside the work on frames
+# What passed all checks: attributes, and those that are arrays to the bit.
+State = tuple[list[Any], list[tuple[Any, ...]]]
+# Of each model, that and the parameters that it gave.
+_CHECKED: WeakKeyDictionary[Any, tuple[State, HMMParameters]] = WeakKeyDictionary()
+SIMPLE = (int, float, str, np.number, type(None))
+LARGE = 1 << 19  # bytes of an attribute whose checks are small beside the work on frames
 
 
 class Scored:
@@ -51,13 +54,13 @@ class Scored:
         log_obs: Callable[[], Tensor],
         normal: tuple[Tensor, Tensor] | None,
     ) -> None:
-        self.block, self.x, self.p, self._log_obs = block, x, p, log_obs
-        self._normal: dict[str, Tensor] = {}
-        if normal is not None:
-            self._normal = dict(zip(("means", "precisions_cholesky"), normal))
+        self.block, self.x, self.p, self._log_obs, self._normal = block, x, p, log_obs, normal
 
-    def _ask(self, task: str) -> tuple[Tensor, Tensor]:
-        total, frames, _ = self.block.run(gaussian, self.x, self.p, task=task, **self._normal)
+    def _ask(self, task: str, normal: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        p = self.p
+        total, frames, _ = gaussian(
+            self.x, p.start, p.transition, *self.block.where, *normal, None, task
+        )
         return total, frames
 
     @cached_property
@@ -67,21 +70,22 @@ class Scored:
 
     def log_likelihood(self) -> Tensor:
         """(B,), in the dtype of the frames."""
-        if not self._normal:
+        if self._normal is None:
             return self.block.run(ops.hmm_log_likelihood, self.log_obs, self.p)
-        return self._ask("log_likelihood")[0].to(self.x.dtype)
+        total, _ = self._ask("log_likelihood", self._normal)
+        return total if total.dtype is self.x.dtype else total.to(self.x.dtype)
 
     def posteriors(self) -> tuple[Tensor, Tensor]:
         """Log-likelihoods (B,) and posteriors of the states (n, K)."""
-        if self._normal:
-            return self._ask("posteriors")
+        if self._normal is not None:
+            return self._ask("posteriors", self._normal)
         total, posteriors = self.block.run(state_posteriors, self.log_obs, self.p)
         return total, posteriors.reshape(self.log_obs.shape)
 
     def path(self) -> tuple[Tensor, Tensor]:
         """Scores (B,) and states (n,) of the best paths."""
-        if self._normal:
-            return self._ask("viterbi")
+        if self._normal is not None:
+            return self._ask("viterbi", self._normal)
         path = self.block.run(ops.hmm_viterbi, self.log_obs, self.p)
         return path.log_prob, path.states.reshape(-1)
 
@@ -162,41 +166,37 @@ class HMMQueries(HMMChecks):
     def _parameters_for(self, x: Tensor, X: Any, p: HMMParameters | None = None) -> HMMParameters:
         """The parameters for frames x that came as X; counts are exact in every dtype."""
         p = self._parameters() if p is None else p
+        if x.dtype is p.start.dtype and x.device == p.start.device:
+            return p
         if self._counts and holds_integers(X):
             return p.to(x.device)
         return p.to(x.device, working_dtype(x.dtype, p.start.dtype))
 
     def _checked(self) -> HMMParameters:
         """The parameters after every check, which the same numbers need not pass again."""
-        state = self._state()
-        if state is not None and (known := _CHECKED.get(self)) is not None and known[0] == state:
-            return known[1]
+        if (known := _CHECKED.get(self)) is not None and (state := self._state()) is not None:
+            (settings, arrays), p = known
+            if state[1] == arrays and all(map(is_, state[0], settings)):
+                return p
         self._check()
         p = self._parameters()
-        # Once more: checks may make arrays of lists.  And a copy: the user's arrays may change.
-        if (state := self._state()) is not None:
+        # Checks may make arrays of lists.  A copy: the user's arrays may change.
+        if (state := self._state()) is not None and _is_small(state):
             p = p.copied()
             _CHECKED[self] = state, p
         return p
 
-    def _state(self) -> list[Any] | None:
-        """All that the checks and the parameters depend on, to the bit; None if that is much."""
+    def _state(self) -> State | None:
+        """All that the checks and the parameters depend on; None where that is not known."""
         names = vars(type(self)).get("_reads")  # a subclass may read more
-        if names is None:
+        try:
+            values = itemgetter(*names)(vars(self)) if names else None
+        except KeyError:
             return None
-        own = vars(self)
-        state: list[Any] = []
-        for name in names:
-            value = own.get(name)
-            if type(value) is np.ndarray:
-                if value.size > LARGE or value.dtype.kind not in "fiu":
-                    return None
-                state.append((value.dtype, value.shape, value.tobytes()))
-            elif value is None or isinstance(value, SIMPLE):
-                state.append((type(value), value))
-            else:
-                return None
-        return state
+        if values is None:
+            return None
+        arrays = [(v.shape, v.dtype, v.tobytes()) for v in values if type(v) is np.ndarray]
+        return [v for v in values if type(v) is not np.ndarray], arrays
 
     def _scored(self, X: Any, lengths: Any, *, whole: bool = False) -> Iterator[Scored]:
         """Some sequences at a time; ``whole``: all at once, and with gradients."""
@@ -214,7 +214,9 @@ class HMMQueries(HMMChecks):
             if any(t.requires_grad for t in (p.start, p.transition, *normal)):
                 normal = None
         for block, _ in blocks_of(x, lengths, self._width, each=each, whole=whole):
-            frames = block.x if custom else block.x.to(p.start.dtype)
+            frames = block.x
+            if not custom and frames.dtype is not p.start.dtype:
+                frames = frames.to(p.start.dtype)
 
             def log_obs(x: Tensor = frames) -> Tensor:
                 if custom:
@@ -270,7 +272,8 @@ class HMMQueries(HMMChecks):
     def score(self, X: Any, lengths: Any = None) -> float:
         """Log-likelihood of all sequences together, nats; arguments as `log_prob`."""
         with torch.no_grad():
-            return float(self.log_prob(X, lengths).sum(dtype=_double(X)))
+            parts = [scored.log_likelihood() for scored in self._scored(X, lengths)]
+            return sum(float(each.sum(dtype=torch.float64)) for each in parts)
 
     def score_samples(self, X: Any, lengths: Any = None) -> tuple[float, Any]:
         """Log-likelihood of all sequences together, and the posterior of the states.
@@ -494,5 +497,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _double(X: Any) -> Any:
-    return torch.float64 if isinstance(X, Tensor) else np.float64
+def _is_small(state: State) -> bool:
+    """Whether it can be kept, and pays: settings that never change, arrays of few numbers."""
+    settings, arrays = state
+    return all(isinstance(value, SIMPLE) for value in settings) and all(
+        dtype.kind in "fiu" and len(bits) <= LARGE for _, dtype, bits in arrays
+    )

@@ -21,6 +21,7 @@ from evidens.models._sequences import Block
 from evidens.models.gmm_parameters import GMMParameters
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_parameters import HMMParameters
+from evidens.ops._hmm_inner import gaussian as hmm_gaussian
 
 _SCALARS = ("log_likelihood", "total", "frames", "impossible")
 
@@ -120,33 +121,23 @@ class HMMStatistics:
         zero = emission.weight.new_zeros(k)
         return cls(zero, zero.new_zeros(k, k), emission)
 
-    def add(
-        self,
-        result: ops.HMMPosteriors | ops.HMMGaussianStatistics,
-        weight: Tensor | None,
-        total: float,
-        frames: float,
-    ) -> None:
-        """Add what forward-backward says of more sequences, with their weights (B,).
-
-        Args:
-            result: of `ops.hmm_forward_backward` or `ops.hmm_gaussian_statistics`, called with this
-                weight.
-            weight: (B,), None for 1.
-            total: sum of the weights of the sequences.
-            frames: sum of the weights of their frames.
-        """
-        log_prob = result.log_likelihood
+    def count(self, log_likelihood: Tensor, block: Block) -> None:
+        """Add the log-likelihoods (B,) of a block, and how much it holds."""
+        weight = block.weight
         if weight is not None:
             w = weight.double()
-            log_prob = torch.where(w == 0, 0.0, log_prob * w)
-        value = float(log_prob.sum())
+            log_likelihood = torch.where(w == 0, 0.0, log_likelihood * w)
+        value = float(log_likelihood.sum())
         if value == -math.inf:
-            lost = log_prob.isneginf()
+            lost = log_likelihood.isneginf()
             self.impossible += float(lost.sum() if weight is None else weight[lost].sum())
         self.log_likelihood += value
-        self.total += total
-        self.frames += frames
+        self.total += block.total
+        self.frames += block.frames
+
+    def add(self, result: ops.HMMPosteriors, block: Block) -> None:
+        """Add what `ops.hmm_forward_backward` says of a block, called with its weights."""
+        self.count(result.log_likelihood, block)
         self.start = self.start + result.initial
         self.transitions = self.transitions + result.transitions
 
@@ -227,21 +218,23 @@ def add_gaussian(
         stats.add_moments(weight, first, second)
 
 
-def add_normal(
-    stats: HMMStatistics, block: Block, p: HMMParameters, means: Tensor, precisions: Tensor
-) -> None:
-    """Add complete sequences of normal emissions: one op for all of the E step."""
-    found = block.run(
-        ops.hmm_gaussian_statistics,
-        block.x,
-        p,
-        means=means,
-        precisions_cholesky=precisions,
-        weight=block.weight,
+def normal_statistics(
+    block: Block, p: HMMParameters, means: Tensor, precisions: Tensor
+) -> HMMStatistics:
+    """The sums over complete sequences of normal emissions: one op for all of the E step."""
+    where, (k, d) = block.where, means.shape
+    total, _, sums = hmm_gaussian(
+        block.x, p.start, p.transition, *where, means, precisions, block.weight, "statistics"
     )
-    stats.add(found, block.weight, block.total, block.frames)
-    assert isinstance(stats.emission, GMMStatistics)
-    stats.emission.add_moments(found.weight, found.first, found.second)
+    begun, steps, weight, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
+    kind, second, zero = p.emission.covariance_type, second.view(k, d), sums.new_zeros(())
+    if kind == "spherical":
+        second = second.mean(1)
+    centre = p.emission.means.double()
+    moments = GMMStatistics(kind, centre, weight, first.view(k, d), second, zero, zero)
+    stats = HMMStatistics(begun, steps.view(k, k), moments)
+    stats.count(total, block)
+    return stats
 
 
 def gaussian_log_prob(x: Tensor, parameters: GMMParameters, missing: bool) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evidens.ops import _checks as checks
 
-__all__ = ["arguments", "first_steps", "has_values", "inside", "is_plain", "matching"]
+__all__ = ["arguments", "equal_lengths", "first_steps", "has_values", "inside", "is_plain", "matching"]
 
 _C = torch._C
 _is_compiling = torch.compiler.is_compiling
@@ -30,7 +30,7 @@ def is_plain() -> bool:
     )
 
 
-def _equal_lengths(batch: int, time: int, device: torch.device) -> _Where:
+def equal_lengths(batch: int, time: int, device: torch.device) -> _Where:
     """B sequences of T frames each; kept from call to call, three small tensors cost 5 us."""
     key = (batch, time, device)
     plain = is_plain()
@@ -94,7 +94,7 @@ def _range(t: Tensor) -> tuple[int, int]:
 def _padded_where(op: str, frames: Tensor, lengths: Tensor, of: str) -> _Where:
     batch, time, _ = frames.shape
     _index(op, "lengths", lengths, frames, "(B,)", batch, of)
-    starts, _, first = _equal_lengths(batch, time, frames.device)
+    starts, _, first = equal_lengths(batch, time, frames.device)
     if not has_values(lengths):
         # Values are known when the op runs: it refuses a negative length.
         return starts, torch.where((lengths >= 0) & (lengths <= time), lengths, -1), first
@@ -191,7 +191,7 @@ def arguments(
             )
         batch, time = frames.shape[:2]
         if lengths is None:
-            where = _equal_lengths(batch, time, frames.device)
+            where = equal_lengths(batch, time, frames.device)
         else:
             where = _padded_where(op, frames, lengths, of)
         varying = "(B, T - 1, K, K)", (batch, max(time - 1, 0), k, k)
@@ -203,7 +203,7 @@ def arguments(
             )
         n = frames.shape[0]
         if offsets is None:
-            batch, where = 1, _equal_lengths(1, n, frames.device)
+            batch, where = 1, equal_lengths(1, n, frames.device)
             steps = max(n - 1, 0)
         else:
             where = _packed_where(op, frames, offsets, transition.ndim == 3, of)

@@ -188,8 +188,7 @@ def gaussian(
         frames = x.new_empty((n,), dtype=torch.int64)
     elif task == "statistics":
         sums = total.new_empty((k * (2 + k + 2 * d),))
-    lost = x.new_empty((batch,), dtype=torch.uint8)
-    count = library.hmm_gaussian(
+    lost = library.hmm_gaussian(
         _TASKS[task],
         x.dtype is torch.float64,
         batch,
@@ -209,12 +208,11 @@ def gaussian(
         frames.data_ptr() if task == "posteriors" else 0,
         frames.data_ptr() if task == "viterbi" else 0,
         sums.data_ptr() if task == "statistics" else 0,
-        lost.data_ptr(),
     )
-    if count == batch:
+    if len(lost) == batch:
         return in_parts(*given)
-    if count:
-        index = lost.nonzero()[:, 0]
+    if lost:
+        index = torch.tensor(lost)
         own = lengths[index]
         first = own.cumsum(0) - own
         rows = torch.arange(int(own.sum())) + (starts[index] - first).repeat_interleave(own)

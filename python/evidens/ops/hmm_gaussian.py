@@ -74,37 +74,6 @@ def hmm_gaussian_statistics(
         >>> means[:, 0] + found.first[:, 0] / found.weight
         tensor([-0.8550,  0.7872], dtype=torch.float64)
     """
-    total, _, sums = gaussian(
-        x,
-        initial,
-        transition,
-        means,
-        precisions_cholesky,
-        lengths=lengths,
-        offsets=offsets,
-        weight=weight,
-        task="statistics",
-    )
-    k, d = means.shape
-    begun, steps, weights, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
-    return HMMGaussianStatistics(
-        total, begun, steps.view(k, k), weights, first.view(k, d), second.view(k, d)
-    )
-
-
-def gaussian(
-    x: Tensor,
-    initial: Tensor,
-    transition: Tensor,
-    means: Tensor,
-    precisions_cholesky: Tensor,
-    *,
-    lengths: Tensor | None = None,
-    offsets: Tensor | None = None,
-    weight: Tensor | None = None,
-    task: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The inner op for one of its tasks, after every check; models' queries call it, too."""
     op = "hmm_gaussian_statistics"
     means, precisions_cholesky = checks.widen(
         op, ("means", means), ("precisions_cholesky", precisions_cholesky)
@@ -124,4 +93,9 @@ def gaussian(
         matching(op, "weight", weight, frames, (("(B,)", (given[3].shape[0],)),), "x")
     emissions = means, precisions_cholesky, weight
     checks.no_gradient(op, *given[:3], *emissions, instead="hmm_log_likelihood")
-    return inner.gaussian(*given, *emissions, task)
+    total, _, sums = inner.gaussian(*given, *emissions, "statistics")
+    d = frames.shape[1]
+    begun, steps, weights, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
+    return HMMGaussianStatistics(
+        total, begun, steps.view(k, k), weights, first.view(k, d), second.view(k, d)
+    )
