@@ -9,7 +9,15 @@ from torch import Tensor
 
 from evidens.ops import _checks as checks
 
-__all__ = ["arguments", "equal_lengths", "first_steps", "has_values", "inside", "is_plain", "matching"]
+__all__ = [
+    "arguments",
+    "equal_lengths",
+    "first_steps",
+    "has_values",
+    "inside",
+    "is_plain",
+    "matching",
+]
 
 _C = torch._C
 _is_compiling = torch.compiler.is_compiling
