@@ -11,29 +11,35 @@ namespace {
 template <class T> struct HmmGaussian {
   static constexpr int kTogether = 4;  // features whose sums are in registers at once
 
-  // out[k] = log N(x | state k) for one vector of sequences: x (D, stride), rows of out G apart.
+  // out[k] = log N(x | state k) for one vector of sequences: x (D, stride), rows of out G apart.  Returns
+  // the greatest.
   template <class U>
-  static void log_densities(int64_t K, const HmmGaussians &e, const HmmScaled<U> &s, const U *x, int64_t stride, U *out,
-                            int64_t G) {
+  static Vec<U> log_densities(int64_t K, const HmmGaussians &e, const HmmScaled<U> &s, const U *x, int64_t stride,
+                              U *out, int64_t G) {
     const int64_t D = e.features;
+    Vec<U> top = broadcast<U>(-U(__builtin_inf()));
     for (int64_t first = 0; first < D; first += kTogether) {
       const int count = D - first < kTogether ? int(D - first) : kTogether;
       with_constant<kTogether>(count, [&](auto c) {
         constexpr int C = decltype(c)::value;
         Vec<U> values[C];
         for (int d = 0; d < C; ++d) values[d] = load(x + (first + d) * stride);
-        const U *means = s.means + first, *roots = s.roots + first;
-        for (int64_t k = 0; k < K; ++k, means += D, roots += D) {
-          Vec<U> y = first == 0 ? broadcast<U>(s.constants[k]) : load(out + k * G);
+        const U *means = s.means + first, *roots = s.roots + first, *constants = s.constants;
+        U *at = out;
+        top = broadcast<U>(-U(__builtin_inf()));
+        for (int64_t k = 0; k < K; ++k, means += D, roots += D, at += G) {
+          Vec<U> y = first == 0 ? broadcast<U>(constants[k]) : load(at);
 #pragma GCC unroll 4
           for (int d = 0; d < C; ++d) {
             const Vec<U> z = (values[d] - means[d]) * roots[d];
             y -= z * z;
           }
-          store(out + k * G, y);
+          store(at, y);
+          top = max<U>(y, top);
         }
       });
     }
+    return top;
   }
 
   // Adds the moments about the means of n columns of posteriors (K, stride) and values (D, stride):

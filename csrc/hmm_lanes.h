@@ -38,6 +38,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     bool kept;              // b of all frames stay as they are from forward to backward
     bool kept_alpha;        // so do alpha; otherwise they lie in posteriors meanwhile
     int64_t first[kLanes];  // where the first frame of each lies in (N, K)
+    const T *x[kLanes];     // the values of that frame, where emissions are computed
   };
 
   static Group group_of(const HmmParams &p, const HmmPlan &plan, int64_t g) {
@@ -49,7 +50,11 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     r.stride = r.slots * r.lanes + W;  // an odd number of vectors spreads rows over the cache's sets
     r.kept = kept(p, r.lanes) > 0;
     r.kept_alpha = kept_alpha(p, r.lanes) > 0;
-    for (int64_t l = 0; l < r.lanes; ++l) r.first[l] = p.starts[r.order[l < r.count ? l : 0]] * p.states;
+    for (int64_t l = 0; l < r.lanes; ++l) {
+      const int64_t b = r.order[l < r.count ? l : 0];
+      r.first[l] = p.starts[b] * p.states;
+      r.x[l] = p.gaussians != nullptr ? Layout::values(p, b, 0) : nullptr;
+    }
     return r;
   }
   // Frames of which b and alpha are kept: all, if they stay in the cache until they come again; alpha
@@ -104,30 +109,35 @@ template <class T> struct HmmLanes : HmmLayout<T> {
 
   // The values of frame t; a sequence that has ended shows zeros.
   static void values_of(const HmmParams &p, const Shared &s, const Group &g, int64_t t, int64_t active, T *x) {
-    for (int64_t n = 0; n < active; n += W)
-      gather_rows(Layout::features(p), x + n, g.stride, 0, [&](int64_t l) -> const T * {
-        return n + l < active ? Layout::values(p, g.order[n + l], t) : s.zeros;
-      });
+    const int64_t D = Layout::features(p), at = t * D;
+    for (int64_t n = 0; n < active; n += W) {
+      const T *const *rows = g.x + n;
+      if (n + W <= active) gather_rows(D, x + n, g.stride, 0, [&](int64_t l) { return rows[l] + at; });
+      else gather_rows(D, x + n, g.stride, 0, [&](int64_t l) { return n + l < active ? rows[l] + at : s.zeros; });
+    }
   }
   // b and shift of frame t; a sequence that has ended observes zeros.
   static void observe(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, int64_t t, int64_t active,
                       int64_t direction, const T *x, T *densities) {
-    const int64_t K = p.states;
-    const T *rows = static_cast<const T *>(p.log_obs);
+    const int64_t K = p.states, G = g.lanes;
+    const T *rows = static_cast<const T *>(p.log_obs), inf = T(__builtin_inf());
     const bool watched = *s.limit > T(0);
     for (int64_t n = 0; n < active; n += W) {
       T *b = densities + n;
+      Vec<T> top = broadcast<T>(-inf);
       if (p.gaussians != nullptr) {
-        Gaussian::log_densities(K, *p.gaussians, s.scaled, x + n, g.stride, b, g.lanes);
+        top = Gaussian::log_densities(K, *p.gaussians, s.scaled, x + n, g.stride, b, G);
       } else {
-        gather_rows(K, b, g.lanes, direction * K,
+        gather_rows(K, b, G, direction * K,
                     [&](int64_t l) -> const T * { return n + l < active ? rows + g.first[n + l] + t * K : s.zeros; });
+        for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * G), top);
       }
-      Vec<T> top = broadcast<T>(-T(__builtin_inf()));
-      for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * g.lanes), top);
-      const Vec<T> shift = top == -T(__builtin_inf()) ? Vec<T>{} : top;
+      const Vec<T> shift = top == -inf ? Vec<T>{} : top;
       store(w.shift + n, lanes_below(active - n) ? shift : Vec<T>{});
-      for (int64_t k = 0; k < K; ++k) store(b + k * g.lanes, density(load(b + k * g.lanes) - shift, watched));
+      if (watched)
+        for (int64_t k = 0; k < K; ++k) store(b + k * G, density(load(b + k * G) - shift, true));
+      else
+        for (int64_t k = 0; k < K; ++k) store(b + k * G, density(load(b + k * G) - shift, false));
     }
   }
   static int64_t active_at(const HmmParams &p, const Group &g, int64_t t, int64_t active) {
@@ -200,6 +210,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     const int64_t K = p.states, longest = p.lengths[g.order[0]];
     const bool normalise = p.task != kHmmPosteriors, keep = p.task != kHmmLogLikelihood && !g.kept_alpha;
     double total[kLanes] = {};
+    LogProduct<T> scales[kVectors];
     Mask gone[kVectors] = {};
     int64_t active = g.count;
     for (int64_t t = 0; t < longest; ++t) {
@@ -221,11 +232,10 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         const Vec<T> sum = load(w.total + n);
         const Mask here = lanes_below(active - n);
         store(w.scale + n, sum < Float<T>::smallest ? Vec<T>{} : T(1) / sum);
-        store(w.factor + n, here ? log<T>(sum) : Vec<T>{});
         gone[n / W] |= here & ~reached(sum);
-        for (int l = 0; l < W; l += WD)
-          store(total + n + l,
-                load(total + n + l) + (load_as<double>(w.shift + n + l) + load_as<double>(w.factor + n + l)));
+        scales[n / W].times(here ? sum : broadcast<T>(T(1)));
+        if (t % LogProduct<T>::kMost == LogProduct<T>::kMost - 1) scales[n / W].settle(total + n);
+        for (int l = 0; l < W; l += WD) store(total + n + l, load(total + n + l) + load_as<double>(w.shift + n + l));
       }
       if (p.last != nullptr)
         for (int64_t l = active_at(p, g, t + 1, active); l < active; ++l)
@@ -242,6 +252,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         scatter_rows(K, out, g.lanes, active - n, [&](int64_t l) { return row_of(p.posteriors, p, g, n + l, t); });
       }
     }
+    for (int64_t n = 0; n < g.count; n += W) scales[n / W].settle(total + n);
     for (int64_t l = 0; l < g.count; ++l) {
       p.log_likelihood[g.order[l]] = total[l];
       lost[l] |= gone[l / W][l % W] != 0;
@@ -282,7 +293,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   // where a sequence fell out of range, and `lost` says which.
   static bool backward(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, uint8_t *lost,
                        double *second) {
-    const int64_t K = p.states, G = g.lanes, longest = p.lengths[g.order[0]];
+    const int64_t K = p.states, G = g.lanes, S = g.stride, longest = p.lengths[g.order[0]];
     T ends[kLanes], weight[kLanes];
     Mask gone[kVectors] = {};
     const bool sums = Layout::sums(p), moments = sums && p.gaussians != nullptr;
@@ -344,13 +355,19 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         // What of the pair (t, t + 1) lies in left.
         const Vec<T> pair = (here & (weights != T(0))) ? factor * load(w.scale + n) * weights : Vec<T>{};
         store(w.factor + n, factor);
-        for (int64_t k = 0; sums && k < K; ++k)
-          store(left + k * g.stride + n, pair == T(0) ? Vec<T>{} : load(alpha + k * G + n) * pair);
+        const Mask unpaired = pair == T(0);
         const Vec<T> counted = factor * weights;
-        for (int64_t k = 0; moments && k < K; ++k) {
-          const Vec<T> state = load(alpha + k * G + n) * load(w.beta + k * G + n) * counted;
-          store(states + k * g.stride + n, counted == T(0) ? Vec<T>{} : state);
-        }
+        const Mask uncounted = counted == T(0);
+        const T *from = alpha + n, *beta = w.beta + n;
+        T *to = left + n, *state = states + n;
+        if (moments)
+          for (int64_t k = 0; k < K; ++k, from += G, beta += G, to += S, state += S) {
+            const Vec<T> message = load(from);
+            store(to, unpaired ? Vec<T>{} : message * pair);
+            store(state, uncounted ? Vec<T>{} : message * load(beta) * counted);
+          }
+        else if (sums)
+          for (int64_t k = 0; k < K; ++k, from += G, to += S) store(to, unpaired ? Vec<T>{} : load(from) * pair);
         if (p.posteriors == nullptr) continue;
         for (int64_t k = 0; k < K; ++k)
           store(w.gamma + k * G + n, load(alpha + k * G + n) * load(w.beta + k * G + n) * factor);
@@ -363,9 +380,11 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       right = w.right + slot * G;
       for (int64_t n = 0; n < lanes; n += W) {
         Vec<T> total = {};
-        for (int64_t k = 0; k < K; ++k) {
-          const Vec<T> y = load(b + k * G + n) * load(w.beta + k * G + n);
-          store(right + k * g.stride + n, y);
+        const T *density = b + n, *beta = w.beta + n;
+        T *to = right + n;
+        for (int64_t k = 0; k < K; ++k, density += G, beta += G, to += S) {
+          const Vec<T> y = load(density) * load(beta);
+          store(to, y);
           total += y;
         }
         store(w.scale + n, total < Float<T>::smallest ? Vec<T>{} : T(1) / total);

@@ -37,6 +37,35 @@ struct Carver {
   int64_t bytes() const { return at - begin; }
 };
 
+// The logarithm of a product of positive normal numbers, of which some stand in registers still.
+template <class T> struct LogProduct {
+  static constexpr int64_t kMost = 32;  // factors between two calls of settle
+  Vec<T> product = broadcast<T>(T(1));
+  Vec<Int<T>> exponent = {};
+
+  EVIDENS_METHOD void times(Vec<T> x) { product *= mantissa(x); }
+  // Adds to total (lanes,).
+  EVIDENS_METHOD void settle(double *total) {
+    constexpr int W = width<T>, WD = width<double>;
+    T logs[W], exponents[W];
+    store(logs, log_reduced<T>(mantissa(product) - T(1), Vec<T>{}));
+    store(exponents, to_real<T>(exponent));
+    for (int l = 0; l < W; l += WD)
+      store(total + l,
+            load(total + l) + load_as<double>(logs + l) + 0.69314718055994530942 * load_as<double>(exponents + l));
+    product = broadcast<T>(T(1)), exponent = Vec<Int<T>>{};
+  }
+
+ private:
+  // x over a power of two, from sqrt(1/2) to sqrt(2); the powers are counted.
+  EVIDENS_METHOD Vec<T> mantissa(Vec<T> x) {
+    constexpr Int<T> sqrt_half = sizeof(T) == 8 ? Int<T>(0x3fe6a09e667f3bcd) : Int<T>(0x3f3504f3);
+    const Vec<Int<T>> own = ((Vec<Int<T>>)x - sqrt_half) >> Float<T>::mantissa;
+    exponent += own;
+    return (Vec<T>)((Vec<Int<T>>)x - (own << Float<T>::mantissa));
+  }
+};
+
 // Gaussians as their densities take them: log N(x) = constant - sum of ((x - mean) * root)^2.
 template <class U> struct HmmScaled { U *means, *roots, *constants; };
 
