@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -234,6 +235,14 @@ void maximise_normal(int64_t states, int64_t features, bool spherical, bool lear
   step.run();
 }
 
+// Whether all numbers of some float64 arrays, each (address, count), are finite.
+bool all_finite(const std::vector<std::pair<uintptr_t, int64_t>> &arrays) {
+  return std::all_of(arrays.begin(), arrays.end(), [](const auto &array) {
+    const double *x = at<double>(array.first);
+    return std::all_of(x, x + array.second, [](double v) { return std::isfinite(v); });
+  });
+}
+
 // The first position of (count,) indices that lies outside [0, bound) or repeats another; -1: none.
 int64_t first_bad_index(uintptr_t indices, int64_t count, int64_t bound) {
   std::vector<bool> seen(size_t(std::max<int64_t>(bound, 0)));
@@ -391,6 +400,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("old_means"), py::arg("old_variances"), py::arg("old_precisions"), py::arg("mean_weight"),
         py::arg("mean"), py::arg("variance"), py::arg("variance_weight"), py::arg("unvisited"), py::arg("least"),
         py::arg("means"), py::arg("variances"), py::arg("precisions"), py::arg("kept"));
+  m.def("all_finite", &all_finite, release, py::arg("arrays"));
   m.def("first_bad_index", &first_bad_index, py::arg("indices"), py::arg("count"), py::arg("bound"));
   m.def("spline", &spline, release, py::arg("backward"), py::arg("is_double"), py::arg("rows"), py::arg("features"),
         py::arg("active"), py::arg("index"), py::arg("bins"), py::arg("map"), py::arg("inverse"), py::arg("per_row"),

@@ -14,7 +14,7 @@ import torch
 
 from evidens import _C as library
 
-__all__ = ["address", "contiguous_rows", "empty", "library", "pool"]
+__all__ = ["address", "all_finite", "contiguous_rows", "empty", "library", "pool"]
 
 _LARGE = (
     1 << 22
@@ -28,6 +28,12 @@ def _symbol(handle: ctypes.CDLL, symbol: str) -> int:
 def address(t: torch.Tensor | None) -> int:
     """Where the numbers of a tensor lie; 0 for none."""
     return 0 if t is None else t.data_ptr()
+
+
+def all_finite(*tensors: torch.Tensor) -> bool:
+    """Whether no number of float64 tensors on the CPU is NaN or infinite."""
+    arrays = [t.contiguous() for t in tensors]
+    return library.all_finite([(t.data_ptr(), t.numel()) for t in arrays])
 
 
 def contiguous_rows(t: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class _Writable:
 
 def to_tensor(array: np.ndarray) -> Tensor:
     """The array as a tensor, without a copy where torch can address it; never written to."""
-    if any(s < 0 for s in array.strides) or not array.dtype.isnative:
+    if min(array.strides, default=0) < 0 or not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidens._native import all_finite
 from evidens.models.hmm_monitor import ConvergenceMonitor, log
 from evidens.models.hmm_parameters import HMMParameters, host
 
@@ -120,9 +121,10 @@ class HMMChecks:
             ValueError: NaN, infinity, or more than fits into ``dtype``.
         """
         values = {"startprob_": p.start, "transmat_": p.transition}
-        for name, value in (values | self._emission_attributes(p.emission)).items():
-            if dtype is torch.float64 and np.isfinite(value.numpy()).all():
-                continue
+        values |= self._emission_attributes(p.emission)
+        if dtype is torch.float64 and all_finite(*values.values()):
+            return
+        for name, value in values.items():
             largest = float(value.abs().max()) if value.numel() else 0.0
             if not largest <= torch.finfo(dtype).max:
                 raise ValueError(

@@ -23,6 +23,8 @@ from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_parameters import HMMParameters
 from evidens.ops._hmm_inner import gaussian as hmm_gaussian
 
+_FEW = 64  # sequences whose log-likelihoods are added up in Python, which is faster
+_ZERO = torch.zeros((), dtype=torch.float64)
 _SCALARS = ("log_likelihood", "total", "frames", "impossible")
 
 
@@ -127,7 +129,8 @@ class HMMStatistics:
         if weight is not None:
             w = weight.double()
             log_likelihood = torch.where(w == 0, 0.0, log_likelihood * w)
-        value = float(log_likelihood.sum())
+        few = log_likelihood.is_cpu and len(log_likelihood) <= _FEW
+        value = sum(log_likelihood.tolist()) if few else float(log_likelihood.sum())
         if value == -math.inf:
             lost = log_likelihood.isneginf()
             self.impossible += float(lost.sum() if weight is None else weight[lost].sum())
@@ -227,11 +230,11 @@ def normal_statistics(
         block.x, p.start, p.transition, *where, means, precisions, block.weight, "statistics"
     )
     begun, steps, weight, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
-    kind, second, zero = p.emission.covariance_type, second.view(k, d), sums.new_zeros(())
+    kind, second = p.emission.covariance_type, second.view(k, d)
     if kind == "spherical":
         second = second.mean(1)
     centre = p.emission.means.double()
-    moments = GMMStatistics(kind, centre, weight, first.view(k, d), second, zero, zero)
+    moments = GMMStatistics(kind, centre, weight, first.view(k, d), second, _ZERO, _ZERO)
     stats = HMMStatistics(begun, steps.view(k, k), moments)
     stats.count(total, block)
     return stats

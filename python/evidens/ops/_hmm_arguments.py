@@ -283,7 +283,7 @@ def inside(name: str, function: Any) -> Any:
             starts.contiguous(),
             lengths.contiguous(),
             first.contiguous(),
-            *(m.contiguous() if isinstance(m, Tensor) else m for m in more),
+            *[m.contiguous() if isinstance(m, Tensor) else m for m in more],
         )
 
     return call

@@ -180,14 +180,14 @@ def gaussian(
     given = x, initial, transition, starts, lengths, at, means, p, weight, task
     if batch == 0:
         return in_parts(*given)
-    total = x.new_empty((batch,), dtype=torch.float64)
-    frames, sums = x.new_empty(0), total.new_empty(0)
+    total = torch.empty(batch, dtype=torch.float64)
+    sums = torch.empty(k * (2 + k + 2 * d) if task == "statistics" else 0, dtype=torch.float64)
     if task == "posteriors":
         frames = empty(x, (n, k))
     elif task == "viterbi":
-        frames = x.new_empty((n,), dtype=torch.int64)
-    elif task == "statistics":
-        sums = total.new_empty((k * (2 + k + 2 * d),))
+        frames = torch.empty(n, dtype=torch.int64)
+    else:
+        frames = torch.empty(0, dtype=x.dtype)
     lost = library.hmm_gaussian(
         _TASKS[task],
         x.dtype is torch.float64,
