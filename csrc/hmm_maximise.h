@@ -40,32 +40,27 @@ struct NormalStep {
   double variance_weight;             // of the prior of the variances
   double unvisited, least;            // weight of no visit; the least variance
   double *means, *variances, *precisions;
-  bool *kept;  // (K,) states that kept parameters of theirs
+  bool *kept;  // (K,) states that were not visited, or kept their variances
 
   void run() const {
     for (int64_t k = 0; k < states; ++k) {
       kept[k] = weight[k] <= unvisited;
-      if (learn_means) kept[k] = new_mean(k) && kept[k];
+      if (learn_means) new_mean(k);
       else std::copy_n(old_means + k * features, features, means + k * features);
       const int64_t width = spherical ? 1 : features, at = k * width;
       if (learn_variances && new_variances(k)) continue;
-      if (learn_variances) kept[k] = true;
+      kept[k] |= learn_variances;
       std::copy_n(old_variances + at, width, variances + at);
       std::copy_n(old_precisions + at, width, precisions + at);
     }
   }
 
  private:
-  // Whether some feature has neither frames nor a prior: it keeps its mean.
-  bool new_mean(int64_t k) const {
-    bool unknown = false;
+  void new_mean(int64_t k) const {  // with neither frames nor a prior it is the old one
     for (int64_t i = k * features; i < (k + 1) * features; ++i) {
-      const double total = mean_weight[i] + weight[k];
-      const bool known = total > unvisited;
-      means[i] = old_means[i] + (known ? (mean_weight[i] * (mean[i] - old_means[i]) + first[i]) / total : 0);
-      unknown |= !known;
+      const double total = mean_weight[i] + weight[k], sum = mean_weight[i] * (mean[i] - old_means[i]) + first[i];
+      means[i] = old_means[i] + (total > unvisited ? sum / total : 0);
     }
-    return unknown;
   }
   // False where a state has to keep its variances.
   bool new_variances(int64_t k) const {

@@ -25,7 +25,6 @@ from sklearn.exceptions import ConvergenceWarning
 import evidens
 from evidens import ops
 from evidens.hmm import ConvergenceMonitor
-from evidens.models import hmm_statistics
 
 quiet()
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,7 +174,7 @@ def test_ctrl_c_keeps_what_was_learned(family, monkeypatch):
     calls = iter(range(100))
     where, name = ops, "hmm_forward_backward"
     if family == "Gaussian":
-        where, name = hmm_statistics, "hmm_gaussian"
+        where, name = evidens._native.library, "hmm_gaussian"
     op = getattr(where, name)
 
     def interrupted(*args, **keys):

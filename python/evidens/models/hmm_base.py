@@ -266,13 +266,18 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         hopeless: list[bool] = []
 
         def step(p: HMMParameters) -> tuple[HMMParameters, float]:
-            stats = self._expect(data, p)
-            if math.isnan(stats.log_likelihood):
-                raise ValueError(
-                    f"X: its log-likelihood is NaN in {str(data.dtype)[6:]}; rescale X or pass "
-                    "float64"
-                )
-            new, states = self._maximise(stats, p)
+            nonlocal steps
+            found = None if steps is None else steps.step(p)
+            if found is None:
+                steps = None
+                stats = self._expect(data, p)
+                if math.isnan(stats.log_likelihood):
+                    raise ValueError(
+                        f"X: its log-likelihood is NaN in {str(data.dtype)[6:]}; rescale X or pass "
+                        "float64"
+                    )
+                found = *self._maximise(stats, p), stats
+            new, states, stats = found
             kept.update(states)
             last[:] = [stats]
             hopeless.append(stats.impossible >= data.total_sequences)
@@ -293,6 +298,8 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         if not (self._counts and data.integers):  # exact in any type: the parameters decide
             start = start.to(data.dtype)
         data.dtype = start.start.dtype
+        steps = self._steps(data, start)
+        start = start if steps is None else steps.first
         run = run_em(
             step, start, max_iter=self.n_iter, tol=self.tol, progress=bar, converged=converged
         )
@@ -365,6 +372,10 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         return self
 
     # --- parts -----------------------------------------------------------------------------------
+
+    def _steps(self, data: Sequences, p: HMMParameters) -> Any:
+        """What makes both steps of EM at once (see `NormalSteps`), None where nothing does."""
+        return None
 
     def _no_statistics(self, p: HMMParameters) -> HMMStatistics:
         k = self.n_components

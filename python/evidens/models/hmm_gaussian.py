@@ -18,8 +18,10 @@ from evidens.models.gmm_parameters import GMMParameters, cholesky_of_precisions,
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_base import BaseHMM
 from evidens.models.hmm_checks import SHARED, check_covars, check_type
+from evidens.models.hmm_normal import NormalSteps
 from evidens.models.hmm_parameters import (
     UNVISITED,
+    HMMParameters,
     finite,
     greatest,
     host,
@@ -30,6 +32,7 @@ from evidens.models.hmm_parameters import (
 from evidens.models.hmm_queries import Sampler
 from evidens.models.hmm_statistics import add_gaussian, gaussian_log_prob
 from evidens.ops import _hmm_maximise as maximise
+from evidens.ops._hmm_inner import gaussian as hmm_gaussian
 
 # hmmlearn adds this to a matrix that has no Cholesky factor, for densities only.
 RESCUE = 1e-7
@@ -339,29 +342,54 @@ class GaussianHMM(BaseHMM):
     ) -> tuple[GMMParameters, np.ndarray]:
         assert old.covariances is not None
         stats, shape = stats.about(old.means), old.means.shape
-        mean_weight = spread(self.means_weight, shape, "means_weight")
-        mean_prior = spread(self.means_prior, shape, "means_prior")
         if self.covariance_type in ("full", "tied"):
-            return self._maximise_matrices(stats, old, mean_weight, mean_prior)
-        learn = "m" in self.params, "c" in self.params
-        means, covariances, p, kept = maximise.normal(
-            (stats.weight, stats.first, stats.second),
-            (old.means, old.covariances, old.precisions_cholesky),
-            mean_weight=mean_weight,
-            mean=mean_prior,
-            variance=spread(self.covars_prior, shape, "covars_prior"),
-            variance_weight=greatest(self.covars_weight, "covars_weight"),
-            learn=learn,
-            unvisited=UNVISITED,
-            least=smallest(dtype),  # what is less rounds to 0
+            return self._maximise_matrices(stats, old)
+        moments = stats.weight, stats.first, stats.second
+        before = old.means, old.covariances, old.precisions_cholesky
+        (means, covariances, p), kept = maximise.normal(
+            moments, before, *self._normal_settings(shape, dtype)
         )
         new = GMMParameters(self.covariance_type, old.weights, means, p, covariances)
         return new, kept.numpy()
 
+    def _normal_settings(self, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, ...]:
+        """What `maximise.normal` takes beside moments and parameters."""
+        priors = tuple(
+            [
+                maximise.prior_of(spread(getattr(self, name), shape, name), shape)
+                for name in ("means_weight", "means_prior", "covars_prior")
+            ]
+        )
+        learn = "m" in self.params, "c" in self.params
+        weight = greatest(self.covars_weight, "covars_weight")
+        return priors, weight, learn, UNVISITED, smallest(dtype)  # what is less rounds to 0
+
+    def _steps(self, data: Sequences, p: HMMParameters) -> NormalSteps | None:
+        blocks = list(data.sequences()) if data.in_memory is not None else []
+        simple = type(self) is GaussianHMM and self.covariance_type == "diag" and len(blocks) == 1
+        simple = simple and p.start.is_cpu and p.start.dtype is torch.float64
+        simple = simple and not (
+            data.missing or data.ranks.size > 1 or blocks[0].labels is not None
+        )
+        if not simple or hmm_gaussian.backend_on("cpu") != "cpu":
+            return None
+        k, shape = self.n_components, p.emission.means.shape
+        start = transition = None
+        if "s" in self.params:
+            start = maximise.prior_of(spread(self.startprob_prior, (k,), "startprob_prior"), (k,))
+        if "t" in self.params:
+            prior = spread(self.transmat_prior, (k, k), "transmat_prior")
+            transition = maximise.prior_of(prior, (k, k))
+        settings = self._normal_settings(shape, torch.float64)
+        return NormalSteps(blocks[0], p, start, transition, settings)
+
     def _maximise_matrices(
-        self, stats: GMMStatistics, old: GMMParameters, mean_weight: Any, mean_prior: Any
+        self, stats: GMMStatistics, old: GMMParameters
     ) -> tuple[GMMParameters, np.ndarray]:
         """`_maximise_emission` for full and tied covariances."""
+        shape = old.means.shape
+        mean_weight = spread(self.means_weight, shape, "means_weight")
+        mean_prior = spread(self.means_prior, shape, "means_prior")
         before, weight, first = old.means.numpy(), stats.weight.numpy(), stats.first.numpy()
         means, lost = before, weight <= UNVISITED
         kept = lost

@@ -44,15 +44,19 @@ class HMMParameters:
         )
 
     def copied(self) -> HMMParameters:
-        """The same model in memory of its own."""
-        return HMMParameters(self.start.clone(), self.transition.clone(), _clone(self.emission))
+        """The same model in contiguous memory of its own."""
+        return HMMParameters(_copy(self.start), _copy(self.transition), _clone(self.emission))
+
+
+def _copy(t: Tensor) -> Tensor:
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def _clone(emission: Any) -> Any:
     """A copy of a tensor, or of a dataclass of tensors."""
     if isinstance(emission, Tensor):
-        return emission.clone()
-    tensors = {n: v.clone() for n, v in vars(emission).items() if isinstance(v, Tensor)}
+        return _copy(emission)
+    tensors = {n: _copy(v) for n, v in vars(emission).items() if isinstance(v, Tensor)}
     return replace(emission, **tensors)
 
 

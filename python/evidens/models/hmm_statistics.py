@@ -229,15 +229,20 @@ def normal_statistics(
     total, _, sums = hmm_gaussian(
         block.x, p.start, p.transition, *where, means, precisions, block.weight, "statistics"
     )
-    begun, steps, weight, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
-    kind, second = p.emission.covariance_type, second.view(k, d)
+    begun, steps, weight, first, second = parts_of(sums, k, d)
+    kind = p.emission.covariance_type
     if kind == "spherical":
         second = second.mean(1)
-    centre = p.emission.means.double()
-    moments = GMMStatistics(kind, centre, weight, first.view(k, d), second, _ZERO, _ZERO)
-    stats = HMMStatistics(begun, steps.view(k, k), moments)
+    moments = GMMStatistics(kind, p.emission.means.double(), weight, first, second, _ZERO, _ZERO)
+    stats = HMMStatistics(begun, steps, moments)
     stats.count(total, block)
     return stats
+
+
+def parts_of(sums: Tensor, k: int, d: int) -> tuple[Tensor, ...]:
+    """First states (K,), steps (K, K), and the moments (K,), (K, D), (K, D) of normal emissions."""
+    begun, steps, weight, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
+    return begun, steps.view(k, k), weight, first.view(k, d), second.view(k, d)
 
 
 def gaussian_log_prob(x: Tensor, parameters: GMMParameters, missing: bool) -> Tensor:

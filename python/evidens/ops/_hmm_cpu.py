@@ -9,7 +9,15 @@ from torch import Tensor
 
 from evidens._native import address, empty, library
 
-__all__ = ["best_path", "draw_paths", "forward", "gaussian", "log_likelihood", "posteriors"]
+__all__ = [
+    "best_path",
+    "draw_paths",
+    "forward",
+    "gaussian",
+    "gaussian_call",
+    "log_likelihood",
+    "posteriors",
+]
 
 # The tasks of csrc/hmm.h, in its order.
 _LOG_LIKELIHOOD, _FORWARD, _POSTERIORS, _BEST_PATH, _DRAW_PATHS = range(5)
@@ -161,6 +169,45 @@ _TASKS = {
 }
 
 
+def gaussian_call(
+    task: str,
+    x: Tensor,
+    initial: Tensor,
+    transition: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    means: Tensor,
+    p: Tensor,
+    weight: Tensor | None,
+    total: Tensor,
+    frames: Tensor,
+    sums: Tensor,
+) -> tuple[int, ...]:
+    """What ``library.hmm_gaussian`` takes for contiguous tensors, the last three its results."""
+    (n, d), k = x.shape, means.shape[0]
+    return (
+        _TASKS[task],
+        x.dtype is torch.float64,
+        starts.shape[0],
+        k,
+        d,
+        x.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        initial.data_ptr(),
+        k if initial.ndim == 2 else 0,
+        transition.data_ptr(),
+        means.data_ptr(),
+        p.data_ptr(),
+        address(weight),
+        n,
+        total.data_ptr(),
+        frames.data_ptr() if task == "posteriors" else 0,
+        frames.data_ptr() if task == "viterbi" else 0,
+        sums.data_ptr() if task == "statistics" else 0,
+    )
+
+
 def gaussian(
     x: Tensor,
     initial: Tensor,
@@ -188,27 +235,10 @@ def gaussian(
         frames = torch.empty(n, dtype=torch.int64)
     else:
         frames = torch.empty(0, dtype=x.dtype)
-    lost = library.hmm_gaussian(
-        _TASKS[task],
-        x.dtype is torch.float64,
-        batch,
-        k,
-        d,
-        x.data_ptr(),
-        starts.data_ptr(),
-        lengths.data_ptr(),
-        initial.data_ptr(),
-        k if initial.ndim == 2 else 0,
-        transition.data_ptr(),
-        means.data_ptr(),
-        p.data_ptr(),
-        address(weight),
-        n,
-        total.data_ptr(),
-        frames.data_ptr() if task == "posteriors" else 0,
-        frames.data_ptr() if task == "viterbi" else 0,
-        sums.data_ptr() if task == "statistics" else 0,
+    call = gaussian_call(
+        task, x, initial, transition, starts, lengths, means, p, weight, total, frames, sums
     )
+    lost = library.hmm_gaussian(*call)
     if len(lost) == batch:
         return in_parts(*given)
     if lost:

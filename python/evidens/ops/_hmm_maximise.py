@@ -2,96 +2,103 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from evidens._native import library
 
-__all__ = ["Prior", "distributions", "normal"]
+__all__ = ["Normal", "Prior", "distributions", "distributions_call", "normal", "normal_call"]
 
-# One number for all entries, or an array that broadcasts to them.
-Prior = float | np.ndarray
+# One number for all entries, or one for each.
+Prior = float | Tensor
 
-
-def _each(prior: Prior, like: Tensor) -> Tensor | None:
-    """A prior entry by entry, None where it is one number."""
-    if isinstance(prior, float | int):
-        return None
-    return torch.from_numpy(np.broadcast_to(prior, like.shape).astype(np.float64))
+#: means, variances and inverse standard deviations: (K, D), the last two (K,) where spherical
+Normal = tuple[Tensor, Tensor, Tensor]
 
 
-def _given(prior: Prior, each: Tensor | None) -> tuple[float, int]:
-    return (float(prior), 0) if each is None else (0.0, each.data_ptr())
+def prior_of(value: float | np.ndarray, shape: tuple[int, ...]) -> Prior:
+    """A prior that broadcasts to a shape, as the calls below take it."""
+    if isinstance(value, float | int):
+        return float(value)
+    return torch.from_numpy(np.broadcast_to(value, shape).astype(np.float64))
 
 
-def distributions(counts: Tensor, prior: Prior, old: Tensor) -> Tensor:
+def _given(prior: Prior) -> tuple[float, int]:
+    return (0.0, prior.data_ptr()) if isinstance(prior, Tensor) else (prior, 0)
+
+
+def distributions(counts: Tensor, prior: float | np.ndarray, old: Tensor) -> Tensor:
     """Distributions (..., K) of expected counts and a Dirichlet prior.
 
     What was 0 in ``old`` stays 0, and a row without counts stays as it was.
     """
     counts, old = counts.contiguous(), old.contiguous()
-    new, each = torch.empty_like(old), _each(prior, old)
-    k = old.shape[-1]
-    library.maximise_distributions(
-        old.numel() // k,
-        k,
-        counts.data_ptr(),
-        _given(prior, each),
-        old.data_ptr(),
-        new.data_ptr(),
-    )
+    new, each = torch.empty_like(old), prior_of(prior, old.shape)
+    library.maximise_distributions(*distributions_call(counts, each, old, new))
     return new
 
 
+def distributions_call(counts: Tensor, prior: Prior, old: Tensor, new: Tensor) -> tuple[Any, ...]:
+    """What ``library.maximise_distributions`` takes for contiguous tensors."""
+    k = old.shape[-1]
+    rows = old.numel() // k
+    return rows, k, counts.data_ptr(), _given(prior), old.data_ptr(), new.data_ptr()
+
+
 def normal(
-    moments: tuple[Tensor, Tensor, Tensor],
-    old: tuple[Tensor, Tensor, Tensor],
-    *,
-    mean_weight: Prior,
-    mean: Prior,
-    variance: Prior,
+    moments: Normal, old: Normal, priors: tuple[Prior, Prior, Prior], *rest: Any
+) -> tuple[Normal, Tensor]:
+    """New parameters, and (K,) which states were not visited or kept their variances.
+
+    Arguments as `normal_call`.
+    """
+    moments = tuple([t.contiguous() for t in moments])
+    old = tuple([t.contiguous() for t in old])
+    new: Normal = tuple([torch.empty_like(t) for t in old])
+    kept = torch.empty(len(old[0]), dtype=torch.bool)
+    library.maximise_normal(*normal_call(moments, old, priors, *rest, new, kept))
+    return new, kept
+
+
+def normal_call(
+    moments: Normal,
+    old: Normal,
+    priors: tuple[Prior, Prior, Prior],
     variance_weight: float,
     learn: tuple[bool, bool],
     unvisited: float,
     least: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means, variances and inverse standard deviations, and which states kept some of theirs.
+    new: Normal,
+    kept: Tensor,
+) -> tuple[Any, ...]:
+    """What ``library.maximise_normal`` takes for contiguous tensors.
 
     Args:
         moments: weight (K,), first (K, D) and second moments about the old means; these are
             (K, D), or (K,) of spherical variances.
-        old: means (K, D), variances and inverse standard deviations (K, D) or (K,).
-        mean_weight, mean: precision and mean of the normal prior of the means, of (K, D).
-        variance: what the prior adds to the sums of squares, of (K, D).
+        old: the parameters before.
+        priors: precision and mean of the normal prior of the means, and what the prior of the
+            variances adds to the sums of squares, each of (K, D).
         variance_weight: what counts as frames of that, plus 1.
         learn: whether the means, and the variances, are learned.
         unvisited: a state of no more weight was not visited.
         least: a variance below it is not valid: its state keeps those it has.
+        new: where the new parameters go.
+        kept: (K,) bool, where it says which states were not visited or kept their variances.
 
     Source: Huang, Acero and Hon, Spoken Language Processing (2001), p. 443.
     """
-    weight, first, second = (t.contiguous() for t in moments)
-    means, variances, precisions = (t.contiguous() for t in old)
-    new = torch.empty_like(means), torch.empty_like(variances), torch.empty_like(variances)
-    kept = torch.empty(len(means), dtype=torch.bool)
-    priors = mean_weight, mean, variance
-    each = [_each(prior, means) for prior in priors]
-    library.maximise_normal(
-        *means.shape,
-        variances.ndim == 1,
+    return (
+        *old[0].shape,
+        old[1].ndim == 1,
         *learn,
-        weight.data_ptr(),
-        first.data_ptr(),
-        second.data_ptr(),
-        means.data_ptr(),
-        variances.data_ptr(),
-        precisions.data_ptr(),
-        *(_given(prior, own) for prior, own in zip(priors, each)),
+        *[t.data_ptr() for t in (*moments, *old)],
+        *[_given(prior) for prior in priors],
         variance_weight,
         unvisited,
         least,
-        *(t.data_ptr() for t in new),
-        kept.data_ptr(),
+        *[t.data_ptr() for t in (*new, kept)],
     )
-    return *new, kept
