@@ -1,4 +1,4 @@
-"""Steps of normal emissions in memory that is laid out once: what the other way gives, to the end."""
+"""Steps of normal emissions in memory that is laid out once: the other way, to the last digits."""
 
 from __future__ import annotations
 

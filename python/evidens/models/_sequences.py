@@ -64,11 +64,12 @@ class Block:
         """(B + 1,) int64, beside x: where each sequence begins, and n."""
         return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0)).to(self.x.device)
 
-    @cached_property
+    @property
     def where(self) -> tuple[Tensor, Tensor, Tensor]:
         """Beside x, (B,) each: where each sequence begins, its length, and again where."""
         if self.each is not None:
-            return equal_lengths(len(self.x) // self.each, self.each, self.x.device)
+            x = self.x
+            return equal_lengths(x.shape[0] // self.each, self.each, x.device)
         starts = self.offsets[:-1].contiguous()
         return starts, self.lengths.to(self.x.device), starts
 
@@ -113,7 +114,8 @@ def frames_of(model: Any, X: Any, *, reset: bool = False) -> Tensor:
     else:
         check_rows(model, X, reset=reset, one="frame")
         whole = not X.is_floating_point()
-        x = X.double() if whole else X.to(working_dtype(X.dtype))
+        # Kernels read memory: there a lazily negated tensor has other numbers.
+        x = (X.double() if whole else X.to(working_dtype(X.dtype))).resolve_neg()
     model._check_frames(x, whole, reset)
     return x
 

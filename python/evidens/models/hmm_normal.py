@@ -6,7 +6,7 @@ Here it is a few calls of the library whose arguments are known before the first
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class _Place:
     kept: np.ndarray
     expect: tuple[int, ...] = ()
     maximise: tuple[Call, ...] = ()
-    learned: tuple[list[tuple[int, int]], ...] = ()
+    learned: Sequence[tuple[int, int]] = ()
 
 
 class NormalSteps:
@@ -56,16 +56,20 @@ class NormalSteps:
         transition: maximise.Prior | None,
         settings: tuple[Any, ...],
     ) -> None:
-        self._block, self._x = block, block.x.contiguous()
-        self._total = torch.empty(block.where[0].shape[0], dtype=torch.float64)
+        # Calls have addresses of what is in these.
+        self._block, self._x, self._where = block, block.x.contiguous(), block.where
+        self._weight = None if block.weight is None else block.weight.contiguous()
+        self._priors = start, transition, settings
+        self._total = torch.empty(self._where[0].shape[0], dtype=torch.float64)
         # Three: what the step before the last one left is whole, whenever Ctrl-C comes.
         places = [self._place(p) for _ in range(3)]
         self._next = {id(a.p): (a, b) for a, b in zip(places, places[1:] + places[:1])}
         self.first = places[0].p
         for here, there in self._next.values():
-            self._connect(here, there, start, transition, settings)
+            self._connect(here, there)
 
     def _place(self, p: HMMParameters) -> _Place:
+        """A copy of parameters, and memory for the sums beside them."""
         p = p.copied()
         k, d = p.emission.means.shape
         sums = torch.empty(k * (2 + k + 2 * d), dtype=torch.float64)
@@ -74,14 +78,9 @@ class NormalSteps:
         emission = GMMStatistics("diag", p.emission.means, *moments, zero, zero)
         return _Place(p, HMMStatistics(begun, steps, emission), sums, np.zeros(k, dtype=bool))
 
-    def _connect(
-        self,
-        here: _Place,
-        there: _Place,
-        start: maximise.Prior | None,
-        transition: maximise.Prior | None,
-        settings: tuple[Any, ...],
-    ) -> None:
+    def _connect(self, here: _Place, there: _Place) -> None:
+        """Lay out the calls that lead from one place to the next."""
+        start, transition, settings = self._priors
         old, new, stats = here.p, there.p, here.stats
         a, b, nothing = old.emission, new.emission, self._total[:0]
         here.expect = gaussian_call(
@@ -89,10 +88,10 @@ class NormalSteps:
             self._x,
             old.start,
             old.transition,
-            *self._block.where[:2],
+            *self._where[:2],
             a.means,
             a.precisions_cholesky,
-            self._block.weight,
+            self._weight,
             self._total,
             nothing,
             here.sums,
@@ -115,7 +114,7 @@ class NormalSteps:
         calls.append((library.maximise_normal, call))
         here.maximise = tuple(calls)
         tensors = new.start, new.transition, b.means, b.covariances
-        here.learned = ([(t.data_ptr(), t.numel()) for t in tensors],)
+        here.learned = [(t.data_ptr(), t.numel()) for t in tensors]
 
     def step(self, p: HMMParameters) -> tuple[HMMParameters, list[int], HMMStatistics] | None:
         """One step: new parameters, states that kept parameters, the sums behind all that.
@@ -131,7 +130,7 @@ class NormalSteps:
             return None
         for function, arguments in here.maximise:
             function(*arguments)
-        if not library.all_finite(*here.learned):
+        if not library.all_finite(here.learned):
             return None
         stats = here.stats
         stats.log_likelihood = stats.total = stats.frames = 0.0

@@ -17,6 +17,9 @@ from evidens.models._arrays import to_tensor
 # A state of less weight was not visited; it is rounding.
 UNVISITED = 10 * float(np.finfo(float).eps)
 
+# So few numbers are added up in Python sooner than by a call of torch.
+FEW = 64
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -62,8 +65,18 @@ def _clone(emission: Any) -> Any:
 
 def tensor(value: Any) -> Tensor:
     """A parameter as a floating tensor, without a copy where it can be."""
-    value = value if isinstance(value, Tensor) else to_tensor(np.asarray(value))
+    if isinstance(value, Tensor):
+        value = value.resolve_neg()  # kernels read memory
+    else:
+        value = to_tensor(np.asarray(value))
     return value if value.dtype in (torch.float32, torch.float64) else value.double()
+
+
+def added(t: Tensor) -> float:
+    """The sum of a vector, in float64."""
+    if t.is_cpu and t.shape[0] <= FEW:
+        return sum(t.tolist())
+    return float(t.sum(dtype=torch.float64))
 
 
 def host(value: Any) -> np.ndarray:

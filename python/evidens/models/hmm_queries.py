@@ -20,7 +20,7 @@ from evidens import ops
 from evidens.models._arrays import has_missing, returned, working_dtype
 from evidens.models._sequences import Block, blocks_of, frames_of, holds_integers, lengths_of
 from evidens.models.hmm_checks import DECODERS, HMMChecks
-from evidens.models.hmm_parameters import HMMParameters, dtype_of, host, tensor
+from evidens.models.hmm_parameters import HMMParameters, added, dtype_of, host, tensor
 from evidens.ops._hmm_inner import gaussian
 from evidens.ops.hmm import state_posteriors
 
@@ -58,7 +58,7 @@ class Scored:
 
     def _ask(self, task: str, normal: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         p = self.p
-        total, frames, _ = gaussian(
+        total, frames, _ = gaussian.run(
             self.x, p.start, p.transition, *self.block.where, *normal, None, task
         )
         return total, frames
@@ -204,9 +204,10 @@ class HMMQueries(HMMChecks):
             check_is_fitted(self, "startprob_")  # raises
         p = self._checked()
         x = frames_of(self, X)
-        if lengths is not None and len(x) != len(X):
-            lengths = np.asarray(lengths) * (len(x) // len(X))
-        lengths, each = lengths_of(lengths, len(x))
+        count = x.shape[0]
+        if lengths is not None and count != len(X):
+            lengths = np.asarray(lengths) * (count // len(X))
+        lengths, each = lengths_of(lengths, count)
         p, missing = self._parameters_for(x, X, p), has_missing(x.detach())
         custom = self._custom
         normal = None if custom or missing or whole else self._normal(p.emission)
@@ -272,8 +273,7 @@ class HMMQueries(HMMChecks):
     def score(self, X: Any, lengths: Any = None) -> float:
         """Log-likelihood of all sequences together, nats; arguments as `log_prob`."""
         with torch.no_grad():
-            parts = [scored.log_likelihood() for scored in self._scored(X, lengths)]
-            return sum(float(each.sum(dtype=torch.float64)) for each in parts)
+            return sum(added(scored.log_likelihood()) for scored in self._scored(X, lengths))
 
     def score_samples(self, X: Any, lengths: Any = None) -> tuple[float, Any]:
         """Log-likelihood of all sequences together, and the posterior of the states.
@@ -293,7 +293,7 @@ class HMMQueries(HMMChecks):
         with torch.no_grad():
             for scored in self._scored(X, lengths):
                 total, posteriors = scored.posteriors()
-                log_prob += float(total.sum())
+                log_prob += added(total)
                 parts.append(posteriors)
         return log_prob, returned(_joined(parts), X)
 
@@ -345,13 +345,11 @@ class HMMQueries(HMMChecks):
         with torch.no_grad():
             for scored in self._scored(X, lengths):
                 if algorithm == "viterbi":
-                    each, states = scored.path()
-                    score = each.sum()
+                    score, states = scored.path()
                 else:
-                    largest, states = scored.posteriors()[1].max(1)
-                    states = torch.where(largest > 0, states, -1)
-                    score = largest.sum(dtype=torch.float64)
-                log_prob += float(score)
+                    score, states = scored.posteriors()[1].max(1)
+                    states = torch.where(score > 0, states, -1)
+                log_prob += added(score)
                 parts.append(states)
         return log_prob, returned(_joined(parts), X)
 

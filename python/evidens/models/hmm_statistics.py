@@ -20,10 +20,9 @@ from evidens.models._ranks import Ranks
 from evidens.models._sequences import Block
 from evidens.models.gmm_parameters import GMMParameters
 from evidens.models.gmm_statistics import GMMStatistics
-from evidens.models.hmm_parameters import HMMParameters
+from evidens.models.hmm_parameters import HMMParameters, added
 from evidens.ops._hmm_inner import gaussian as hmm_gaussian
 
-_FEW = 64  # sequences whose log-likelihoods are added up in Python, which is faster
 _ZERO = torch.zeros((), dtype=torch.float64)
 _SCALARS = ("log_likelihood", "total", "frames", "impossible")
 
@@ -129,8 +128,7 @@ class HMMStatistics:
         if weight is not None:
             w = weight.double()
             log_likelihood = torch.where(w == 0, 0.0, log_likelihood * w)
-        few = log_likelihood.is_cpu and len(log_likelihood) <= _FEW
-        value = sum(log_likelihood.tolist()) if few else float(log_likelihood.sum())
+        value = added(log_likelihood)
         if value == -math.inf:
             lost = log_likelihood.isneginf()
             self.impossible += float(lost.sum() if weight is None else weight[lost].sum())
@@ -226,7 +224,7 @@ def normal_statistics(
 ) -> HMMStatistics:
     """The sums over complete sequences of normal emissions: one op for all of the E step."""
     where, (k, d) = block.where, means.shape
-    total, _, sums = hmm_gaussian(
+    total, _, sums = hmm_gaussian.run(
         block.x, p.start, p.transition, *where, means, precisions, block.weight, "statistics"
     )
     begun, steps, weight, first, second = parts_of(sums, k, d)

@@ -138,7 +138,7 @@ class Op:
         self.implementations = {"reference": reference, "cpu": cpu, "triton": triton, "cuda": None}
         self._warned = False
         _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,) if waits else ())
-        _library.impl(self.name, self._run, "CompositeExplicitAutograd")
+        _library.impl(self.name, self.run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"evidens::{self.name}", fake, lib=_library)
         self.inner = getattr(torch.ops.evidens, self.name).default
         torch.library.register_vmap(
@@ -203,7 +203,12 @@ class Op:
                 )
         return name
 
-    def _run(self, *args: Any) -> Any:
+    def run(self, *args: Any) -> Any:
+        """The implementation for where the tensors are; what the dispatcher calls.
+
+        Models call it, too, with tensors of their own: nobody records what is done with these, they
+        need no gradient, and their memory holds their numbers.
+        """
         first = args[0]
         device = first.device.type if isinstance(first, Tensor) else args[-1].type
         return self._choose(device)(*args)
@@ -229,7 +234,7 @@ class Op:
                 return self._apply(*args)
             if not plain and (differentiate or _C._are_functorch_transforms_active()):
                 return self._traced.apply(*args)
-        return self._run(*args) if plain else self.inner(*args)
+        return self.run(*args) if plain else self.inner(*args)
 
     def _refuse_tangents(self, args: tuple[Any, ...]) -> None:
         each = (t for a in args for t in (a if isinstance(a, list | tuple) else (a,)))
@@ -370,7 +375,7 @@ def _make_functions(op: Op) -> tuple[Any, Any]:
     class Forward(Traced):
         @staticmethod
         def forward(*args: Any) -> Any:
-            return op._run(*args)
+            return op.run(*args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
