@@ -14,6 +14,7 @@ using namespace evidens;
 
 constexpr int64_t kAlign = 64;
 constexpr int64_t align(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+constexpr int64_t kHalfFirstLevel = 16 << 10;
 constexpr int64_t kSlotRows = 320;  // most frames of one product of messages (sums in T)
 
 template <class T> struct Reach;
@@ -148,8 +149,10 @@ template <class T> struct HmmLayout {
     plan.by_lanes = p.last != nullptr || (!varying(p) && !p.per_step && in_lanes < in_states);
     const int64_t all = (B + w - 1) / w;
     // Sums must not depend on the threads: of a few sequences about four groups, which leave none idle.
-    // Of many, groups that just fill the pipes: their messages stay in the first-level cache.
-    const int64_t fused = all < 8 ? (all + 3) / 4 : EVIDENS_REGISTERS == 32 ? 1 : 2;
+    // Of many, groups that just fill the pipes, whose messages stay in the first-level cache; two vectors
+    // share the transitions where these have to come from the second level.
+    const bool shares = EVIDENS_REGISTERS == 16 || K * K * int64_t(sizeof(T)) > kHalfFirstLevel;
+    const int64_t fused = all < 8 ? (all + 3) / 4 : shares ? 2 : 1;
     int64_t vectors = sums(p) ? fused : all / (threads < 1 ? 1 : threads);
     vectors = vectors < 1 ? 1 : vectors > kVectors ? kVectors : vectors;
     if (p.task == kHmmBestPath) vectors = 1;  // nothing is fused, so an operand may as well come from memory
