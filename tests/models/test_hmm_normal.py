@@ -30,7 +30,7 @@ def fitted(monkeypatch, X, alone=False, sample_weight=None, **params):
             hmm_normal.NormalSteps, "step", lambda *args: made.append(found := step(*args)) or found
         )
         if alone:
-            patch.setattr(GaussianHMM, "_steps", lambda *args: None)
+            patch.setattr(GaussianHMM, "_laid_out", lambda *args: None)
         model = GaussianHMM(3, random_state=0, **params)
         model.fit(X, LENGTHS, sample_weight=sample_weight)
     return model, sum(found is not None for found in made)
@@ -112,7 +112,7 @@ def test_a_state_that_nobody_visits(monkeypatch):
     def fit(alone):
         with monkeypatch.context() as patch:
             if alone:
-                patch.setattr(GaussianHMM, "_steps", lambda *args: None)
+                patch.setattr(GaussianHMM, "_laid_out", lambda *args: None)
             model = GaussianHMM(3, **start)
             model.startprob_ = np.array([0.5, 0.5, 0.0])
             model.transmat_ = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
@@ -135,7 +135,7 @@ def test_a_sequence_beyond_linear_space(monkeypatch):
     def fit(alone):
         with monkeypatch.context() as patch:
             if alone:
-                patch.setattr(GaussianHMM, "_steps", lambda *args: None)
+                patch.setattr(GaussianHMM, "_laid_out", lambda *args: None)
             model = GaussianHMM(3, random_state=0, **start)
             model.startprob_ = np.array([1.0, 0.0, 0.0])
             model.transmat_ = np.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])

@@ -264,6 +264,7 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         kept: set[int] = set()
         last: list[HMMStatistics] = []
         hopeless: list[bool] = []
+        steps: Any = None
 
         def step(p: HMMParameters) -> tuple[HMMParameters, float]:
             nonlocal steps
@@ -298,7 +299,7 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         if not (self._counts and data.integers):  # exact in any type: the parameters decide
             start = start.to(data.dtype)
         data.dtype = start.start.dtype
-        steps = self._steps(data, start)
+        steps = self._laid_out(data, start)
         start = start if steps is None else steps.first
         run = run_em(
             step, start, max_iter=self.n_iter, tol=self.tol, progress=bar, converged=converged
@@ -373,8 +374,8 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
 
     # --- parts -----------------------------------------------------------------------------------
 
-    def _steps(self, data: Sequences, p: HMMParameters) -> Any:
-        """What makes both steps of EM at once (see `NormalSteps`), None where nothing does."""
+    def _laid_out(self, data: Sequences, p: HMMParameters) -> Any:
+        """What makes both steps of EM in memory of its own (see `NormalSteps`), or None."""
         return None
 
     def _no_statistics(self, p: HMMParameters) -> HMMStatistics:

@@ -347,24 +347,29 @@ class GaussianHMM(BaseHMM):
         moments = stats.weight, stats.first, stats.second
         before = old.means, old.covariances, old.precisions_cholesky
         (means, covariances, p), kept = maximise.normal(
-            moments, before, *self._normal_settings(shape, dtype)
+            moments, before, self._normal_settings(shape, dtype)
         )
         new = GMMParameters(self.covariance_type, old.weights, means, p, covariances)
         return new, kept.numpy()
 
-    def _normal_settings(self, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, ...]:
-        """What `maximise.normal` takes beside moments and parameters."""
-        priors = tuple(
-            [
-                maximise.prior_of(spread(getattr(self, name), shape, name), shape)
-                for name in ("means_weight", "means_prior", "covars_prior")
-            ]
-        )
-        learn = "m" in self.params, "c" in self.params
-        weight = greatest(self.covars_weight, "covars_weight")
-        return priors, weight, learn, UNVISITED, smallest(dtype)  # what is less rounds to 0
+    def _normal_settings(self, shape: torch.Size, dtype: torch.dtype) -> maximise.Settings:
+        """The priors, and what is learned."""
 
-    def _steps(self, data: Sequences, p: HMMParameters) -> NormalSteps | None:
+        def prior(name: str) -> maximise.Prior:
+            return maximise.prior_of(spread(getattr(self, name), shape, name), shape)
+
+        return maximise.Settings(
+            mean_weight=prior("means_weight"),
+            mean=prior("means_prior"),
+            variance=prior("covars_prior"),
+            variance_weight=greatest(self.covars_weight, "covars_weight"),
+            means="m" in self.params,
+            variances="c" in self.params,
+            unvisited=UNVISITED,
+            least=smallest(dtype),  # what is less rounds to 0
+        )
+
+    def _laid_out(self, data: Sequences, p: HMMParameters) -> NormalSteps | None:
         blocks = list(data.sequences()) if data.in_memory is not None else []
         simple = type(self) is GaussianHMM and self.covariance_type == "diag" and len(blocks) == 1
         simple = simple and p.start.is_cpu and p.start.dtype is torch.float64

@@ -33,7 +33,7 @@ class _Place:
     stats: HMMStatistics
     sums: Tensor
     kept: np.ndarray
-    expect: tuple[int, ...] = ()
+    expect: tuple[Any, ...] = ()
     maximise: tuple[Call, ...] = ()
     learned: Sequence[tuple[int, int]] = ()
 
@@ -45,7 +45,7 @@ class NormalSteps:
         block: the sequences.
         p: normal emissions with variances ``"diag"``, float64.
         start, transition: Dirichlet priors; None where these are not learned.
-        settings: what `maximise.normal_call` takes between old parameters and new ones.
+        settings: priors of the emissions, and what is learned.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class NormalSteps:
         p: HMMParameters,
         start: maximise.Prior | None,
         transition: maximise.Prior | None,
-        settings: tuple[Any, ...],
+        settings: maximise.Settings,
     ) -> None:
         # Calls have addresses of what is in these.
         self._block, self._x, self._where = block, block.x.contiguous(), block.where
@@ -73,9 +73,9 @@ class NormalSteps:
         p = p.copied()
         k, d = p.emission.means.shape
         sums = torch.empty(k * (2 + k + 2 * d), dtype=torch.float64)
-        begun, steps, *moments = parts_of(sums, k, d)
-        zero = sums.new_zeros(())
-        emission = GMMStatistics("diag", p.emission.means, *moments, zero, zero)
+        begun, steps, weight, first, second = parts_of(sums, k, d)
+        zero, centre = sums.new_zeros(()), p.emission.means
+        emission = GMMStatistics("diag", centre, weight, first, second, zero, zero)
         return _Place(p, HMMStatistics(begun, steps, emission), sums, np.zeros(k, dtype=bool))
 
     def _connect(self, here: _Place, there: _Place) -> None:
@@ -83,6 +83,7 @@ class NormalSteps:
         start, transition, settings = self._priors
         old, new, stats = here.p, there.p, here.stats
         a, b, nothing = old.emission, new.emission, self._total[:0]
+        moments: Any = stats.emission
         here.expect = gaussian_call(
             "statistics",
             self._x,
@@ -105,9 +106,9 @@ class NormalSteps:
                 call = maximise.distributions_call(counts, prior, before, after)
                 calls.append((library.maximise_distributions, call))
         call = maximise.normal_call(
-            (stats.emission.weight, stats.emission.first, stats.emission.second),
+            (moments.weight, moments.first, moments.second),
             (a.means, a.covariances, a.precisions_cholesky),
-            *settings,
+            settings,
             (b.means, b.covariances, b.precisions_cholesky),
             torch.from_numpy(here.kept),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,7 +183,7 @@ def gaussian_call(
     total: Tensor,
     frames: Tensor,
     sums: Tensor,
-) -> tuple[int, ...]:
+) -> tuple[Any, ...]:
     """What ``library.hmm_gaussian`` takes for contiguous tensors, the last three its results."""
     (n, d), k = x.shape, means.shape[0]
     return (

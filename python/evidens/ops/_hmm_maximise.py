@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,16 @@ from torch import Tensor
 
 from evidens._native import library
 
-__all__ = ["Normal", "Prior", "distributions", "distributions_call", "normal", "normal_call"]
+__all__ = [
+    "Normal",
+    "Prior",
+    "Settings",
+    "distributions",
+    "distributions_call",
+    "normal",
+    "normal_call",
+    "prior_of",
+]
 
 # One number for all entries, or one for each.
 Prior = float | Tensor
@@ -48,57 +57,64 @@ def distributions_call(counts: Tensor, prior: Prior, old: Tensor, new: Tensor) -
     return rows, k, counts.data_ptr(), _given(prior), old.data_ptr(), new.data_ptr()
 
 
-def normal(
-    moments: Normal, old: Normal, priors: tuple[Prior, Prior, Prior], *rest: Any
-) -> tuple[Normal, Tensor]:
-    """New parameters, and (K,) which states were not visited or kept their variances.
+class Settings(NamedTuple):
+    """What decides how means and variances are learned.
 
-    Arguments as `normal_call`.
+    Attributes:
+        mean_weight, mean: precision and mean of the normal prior of the means, of (K, D).
+        variance: what the prior of the variances adds to the sums of squares, of (K, D).
+        variance_weight: what counts as frames of that, plus 1.
+        means, variances: whether these are learned.
+        unvisited: a state of no more weight was not visited.
+        least: a variance below it is not valid: its state keeps those it has.
     """
-    moments = tuple([t.contiguous() for t in moments])
-    old = tuple([t.contiguous() for t in old])
-    new: Normal = tuple([torch.empty_like(t) for t in old])
-    kept = torch.empty(len(old[0]), dtype=torch.bool)
-    library.maximise_normal(*normal_call(moments, old, priors, *rest, new, kept))
-    return new, kept
+
+    mean_weight: Prior
+    mean: Prior
+    variance: Prior
+    variance_weight: float
+    means: bool
+    variances: bool
+    unvisited: float
+    least: float
 
 
-def normal_call(
-    moments: Normal,
-    old: Normal,
-    priors: tuple[Prior, Prior, Prior],
-    variance_weight: float,
-    learn: tuple[bool, bool],
-    unvisited: float,
-    least: float,
-    new: Normal,
-    kept: Tensor,
-) -> tuple[Any, ...]:
-    """What ``library.maximise_normal`` takes for contiguous tensors.
+def normal(moments: Normal, old: Normal, settings: Settings) -> tuple[Normal, Tensor]:
+    """New parameters, and (K,) which states were not visited or kept their variances.
 
     Args:
         moments: weight (K,), first (K, D) and second moments about the old means; these are
             (K, D), or (K,) of spherical variances.
         old: the parameters before.
-        priors: precision and mean of the normal prior of the means, and what the prior of the
-            variances adds to the sums of squares, each of (K, D).
-        variance_weight: what counts as frames of that, plus 1.
-        learn: whether the means, and the variances, are learned.
-        unvisited: a state of no more weight was not visited.
-        least: a variance below it is not valid: its state keeps those it has.
-        new: where the new parameters go.
-        kept: (K,) bool, where it says which states were not visited or kept their variances.
+        settings: priors, and what is learned.
 
     Source: Huang, Acero and Hon, Spoken Language Processing (2001), p. 443.
     """
+    weight, first, second = (t.contiguous() for t in moments)
+    means, variances, p = (t.contiguous() for t in old)
+    new = torch.empty_like(means), torch.empty_like(variances), torch.empty_like(p)
+    kept = torch.empty(means.shape[0], dtype=torch.bool)
+    call = normal_call((weight, first, second), (means, variances, p), settings, new, kept)
+    library.maximise_normal(*call)
+    return new, kept
+
+
+def normal_call(
+    moments: Normal, old: Normal, settings: Settings, new: Normal, kept: Tensor
+) -> tuple[Any, ...]:
+    """What ``library.maximise_normal`` takes for contiguous tensors, the last four its results."""
+    s = settings
     return (
         *old[0].shape,
         old[1].ndim == 1,
-        *learn,
+        s.means,
+        s.variances,
         *[t.data_ptr() for t in (*moments, *old)],
-        *[_given(prior) for prior in priors],
-        variance_weight,
-        unvisited,
-        least,
+        _given(s.mean_weight),
+        _given(s.mean),
+        _given(s.variance),
+        s.variance_weight,
+        s.unvisited,
+        s.least,
         *[t.data_ptr() for t in (*new, kept)],
     )
