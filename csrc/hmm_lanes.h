@@ -128,9 +128,10 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       if (p.gaussians != nullptr) {
         top = Gaussian::log_densities(K, *p.gaussians, s.scaled, x + n, g.stride, b, G);
       } else {
-        gather_rows(K, b, G, direction * K,
-                    [&](int64_t l) -> const T * { return n + l < active ? rows + g.first[n + l] + t * K : s.zeros; });
-        for (int64_t k = 0; k < K; ++k) top = max<T>(load(b + k * G), top);
+        gather_rows(
+            K, b, G, direction * K,
+            [&](int64_t l) -> const T * { return n + l < active ? rows + g.first[n + l] + t * K : s.zeros; },
+            [&](Vec<T> y) { top = max<T>(y, top); });
       }
       const Vec<T> shift = top == -inf ? Vec<T>{} : top;
       store(w.shift + n, lanes_below(active - n) ? shift : Vec<T>{});

@@ -63,15 +63,18 @@ static void transpose_out(const T *in, int64_t block, int64_t rows, int64_t colu
 
 // Rows that lie anywhere to lanes: out[c][lane] = row(lane)[c] for one vector of lanes.  What lies
 // `ahead` of a row is fetched into the cache: these are more streams than the hardware follows.
-template <class U, class Row>
-EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t ahead, Row &&row) {
+// each(lanes) meets every column, some of them twice.
+template <class U, class Row, class Each>
+EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t ahead, Row &&row, Each &&each) {
   typedef __typeof__(row(0)) Pointer;
   constexpr int W = width<U>;
   Pointer rows[W];
   for (int l = 0; l < W; ++l) rows[l] = row(l);
   if (columns < W) {
-    for (int64_t c = 0; c < columns; ++c)
+    for (int64_t c = 0; c < columns; ++c) {
       for (int l = 0; l < W; ++l) out[c * stride + l] = U(rows[l][c]);
+      each(load(out + c * stride));
+    }
     return;
   }
   for (int64_t c = 0; c < columns; c += W) {
@@ -84,8 +87,12 @@ EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t
     }
     transpose<U>(v);
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) store(out + (from + i) * stride, v[i]);
+    for (int i = 0; i < W; ++i) store(out + (from + i) * stride, v[i]), each(v[i]);
   }
+}
+template <class U, class Row>
+EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t ahead, Row &&row) {
+  gather_rows(columns, out, stride, ahead, row, [](Vec<U>) {});
 }
 // row(lane)[c] = in[c][lane] for the first `count` lanes of one vector.
 template <class T, class Row>
