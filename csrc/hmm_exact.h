@@ -1,7 +1,8 @@
 // Hidden Markov models in log space, in double, one sequence at a time: what linear space lost.
 //
-// Messages are logarithms.  A product with the transitions leaves log space for one frame, behind the
-// shift of its greatest message, and takes an exp for every pair of states only where that is not enough.
+// Messages are logarithms, less those of what all states of a frame share: beside a log-likelihood of -1e16,
+// a log-density of 1 would be rounding.  A product with the transitions leaves log space for one frame, behind
+// the shift of its greatest message, and takes an exp for every pair of states only where that is not enough.
 #pragma once
 #include "hmm_states.h"
 #include "philox.h"
@@ -82,9 +83,26 @@ template <class T> struct HmmExact : HmmLayout<T> {
     for (int64_t k = 0; k < Kd; k += WD) total += sum<double>(exp_nonpositive<double>(load(x + k) - top));
     return top + log<double>(broadcast<double>(total))[0];
   }
-  static void observe(const HmmParams &p, int64_t b, int64_t t, double *out) {
+  // Takes `shared` from x where it is finite, and returns what it took.
+  static double take(int64_t K, double shared, double *x) {
+    if (!(shared - shared == 0)) return 0;
+    for (int64_t k = 0; k < padded(K, WD); k += WD) store(x + k, load(x + k) - shared);
+    return shared;
+  }
+  // Log-densities of a frame less the greatest, which is returned.
+  static double observe(const HmmParams &p, int64_t b, int64_t t, double *out) {
     const T *row = frame(p, b, t);
-    for (int64_t k = 0; k < padded(p.states, WD); ++k) out[k] = k < p.states ? double(row[k]) : -__builtin_inf();
+    double top = -__builtin_inf();
+    for (int64_t k = 0; k < padded(p.states, WD); ++k) {
+      out[k] = k < p.states ? double(row[k]) : -__builtin_inf();
+      top = out[k] > top ? out[k] : top;
+    }
+    return take(p.states, top, out);
+  }
+  // out = x + y, and the logarithm of its sum.
+  static double log_sum_of(int64_t K, const double *x, const double *y, double *out) {
+    for (int64_t k = 0; k < padded(K, WD); k += WD) store(out + k, load(x + k) + load(y + k));
+    return log_sum(K, out);
   }
   static void use_step(const HmmParams &p, int64_t b, int64_t t, const Scratch &w) {  // from frame t
     const int64_t K = p.states;
@@ -100,23 +118,27 @@ template <class T> struct HmmExact : HmmLayout<T> {
     if (!varying(p)) use(static_cast<const T *>(p.transition), K, w);
     T *rows = all ? static_cast<T *>(p.posteriors) + p.starts[b] * K : nullptr;
     const T *initial = Layout::initial_of(p, b);
+    double total = 0, sum = 0;
     for (int64_t t = 0; t < length; ++t) {
       double *alpha = w.alpha + t * Kd;
-      observe(p, b, t, w.b);
+      total += observe(p, b, t, w.b);
       if (t == 0) {
         for (int64_t k = 0; k < Kd; ++k) alpha[k] = w.b[k] + (k < K ? Layout::log_of(initial[k]) : 0.);
       } else {
         use_step(p, b, t - 1, w);
         log_product(K, alpha - Kd, w.rows, w.b, w.e, alpha);
       }
-      if (p.task != kHmmForward) continue;
-      const double sum = log_sum(K, alpha);
-      probabilities(K, sum, [&](int64_t k) { return load(alpha + k); }, w.b);
-      for (int64_t k = 0; k < K; ++k) rows[t * K + k] = T(w.b[k]);
+      sum = log_sum(K, alpha);
+      if (p.task == kHmmForward) {
+        probabilities(K, sum, [&](int64_t k) { return load(alpha + k); }, w.b);
+        for (int64_t k = 0; k < K; ++k) rows[t * K + k] = T(w.b[k]);
+      }
+      const double taken = take(K, sum, alpha);
+      total += taken, sum -= taken;
     }
-    const double total = log_sum(K, w.alpha + (length - 1) * Kd);
+    total += sum;
     p.log_likelihood[b] = total;
-    if (p.task == kHmmPosteriors) backward(b, p, w, rows, total, second);
+    if (p.task == kHmmPosteriors) backward(b, p, w, rows, second);
     if (p.task == kHmmDrawPaths) draw(b, p, w, total);
   }
   // exp(x(k) - total), 0 where nothing is possible.
@@ -125,29 +147,33 @@ template <class T> struct HmmExact : HmmLayout<T> {
     for (int64_t k = 0; k < padded(K, WD); k += WD) store(out + k, impossible ? V{} : exp<double>(x(k) - total));
   }
 
-  static void backward(int64_t b, const HmmParams &p, const Scratch &w, T *rows, double total, double *second) {
+  static void backward(int64_t b, const HmmParams &p, const Scratch &w, T *rows, double *second) {
     const int64_t K = p.states, Kd = padded(K, WD), Kp = padded(K, width<T>), length = p.lengths[b];
     const double weight = double(Layout::weight_of(p, b));
     for (int64_t k = 0; k < Kd; ++k) w.beta[k] = 0;
     for (int64_t t = length - 1; t >= 0; --t) {
-      const double *alpha = w.alpha + t * Kd;
-      probabilities(K, total, [&](int64_t k) { return load(alpha + k) + load(w.beta + k); }, w.b);
+      const double *alpha = w.alpha + t * Kd, total = log_sum_of(K, alpha, w.beta, w.b);
+      probabilities(K, total, [&](int64_t k) { return load(w.b + k); }, w.b);
       for (int64_t k = 0; k < K; ++k) rows[t * K + k] = T(w.b[k]);
       observe(p, b, t, w.b);
       for (int64_t k = 0; k < Kd; ++k) w.right[k] = w.b[k] + w.beta[k];
       if (t == 0) break;
+      use_step(p, b, t - 1, w);
+      for (int64_t k = 0; k < Kd; ++k) w.b[k] = 0;
+      log_product(K, w.right, w.columns, w.b, w.e, w.beta);
       T *out = p.per_step ? static_cast<T *>(p.second) + (p.second_row[b] + t - 1) * K * K : nullptr;
       if (out != nullptr || (second != nullptr && weight != 0)) {
-        pairs(K, alpha - Kd, total, w, [&](int64_t i, int64_t j, V y) {
+        pairs(K, alpha - Kd, log_sum_of(K, alpha - Kd, w.beta, w.b), w, [&](int64_t i, int64_t j, V y) {
           if (out == nullptr) return store(second + i * Kp + j, load(second + i * Kp + j) + y * weight);
           for (int l = 0; l < WD && j + l < K; ++l) out[i * K + j + l] = bounded(y[l]);
         });
       }
-      use_step(p, b, t - 1, w);
-      for (int64_t k = 0; k < Kd; ++k) w.b[k] = 0;
-      log_product(K, w.right, w.columns, w.b, w.e, w.beta);
+      take(K, log_sum(K, w.beta), w.beta);
     }
     T *first = static_cast<T *>(p.first) + b * K;
+    const T *initial = Layout::initial_of(p, b);
+    for (int64_t k = 0; k < Kd; ++k) w.e[k] = k < K ? Layout::log_of(initial[k]) : 0.;
+    const double total = log_sum_of(K, w.e, w.right, w.b);
     probabilities(K, total, [&](int64_t k) { return load(w.right + k); }, w.b);
     for (int64_t k = 0; k < K; ++k) first[k] = bounded(w.b[k]);
   }

@@ -144,6 +144,41 @@ def test_a_sequence_beyond_linear_space(monkeypatch):
     assert_same(fit(False), fit(True))
 
 
+@pytest.mark.parametrize("kind", ["diag", "spherical", "full"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_priors_of_any_memory_layout(monkeypatch, kind, alone):
+    """A row for all states, Fortran's order and a transpose are what they look like."""
+    rng = np.random.default_rng(2)
+    own = {"means_prior": rng.normal(size=3) * 9, "means_weight": rng.random(3) * 9}
+    if kind != "full":
+        own["covars_prior"] = rng.random(3) + 0.1
+    steps = rng.random((3, 3)) * 9 + 1
+    X, settings = frames(3), {"covariance_type": kind, "n_iter": 2}
+    whole = {name: np.tile(row, (3, 1)) for name, row in own.items()}
+    want, _ = fitted(monkeypatch, X, True, transmat_prior=steps, **whole, **settings)
+    columns = {name: np.asfortranarray(value) for name, value in whole.items()}
+    for priors, transmat_prior in ((own, np.asfortranarray(steps)), (columns, steps.T.copy().T)):
+        got, _ = fitted(monkeypatch, X, alone, transmat_prior=transmat_prior, **priors, **settings)
+        assert_same(got, want)
+
+
+def test_a_row_of_means_as_the_formula():
+    X = frames()
+    start = GaussianHMM(1, means_prior=np.array([5.0, -7.0]), means_weight=50.0, n_iter=1).fit(X)
+    want = (X.sum(0) + 50 * np.array([5.0, -7.0])) / (len(X) + 50)
+    np.testing.assert_allclose(start.means_[0], want)
+
+
+def test_lazily_negated_weights_and_attributes():
+    X, w = frames(), torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0]).double()
+    want = GaussianHMM(3, random_state=0).fit(X, LENGTHS, sample_weight=w)
+    got = GaussianHMM(3, random_state=0).fit(X, LENGTHS, sample_weight=torch._neg_view(-w))
+    assert_same(got, want)
+    score = got.score(X, LENGTHS)
+    got.means_ = torch._neg_view(-torch.from_numpy(got.means_))
+    assert got.score(X, LENGTHS) == pytest.approx(score, rel=1e-12)
+
+
 @pytest.mark.parametrize("call", ["hmm_gaussian", "all_finite"])
 def test_ctrl_c_inside_a_step(monkeypatch, call):
     """The parameters and sums of the last whole step are not those that were being written."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models.hmm_cases import EMISSIONS, LENGTHS, frames, model, quiet
+from torch.autograd import forward_ad
 
 import evidens
 from evidens.models import hmm_queries
@@ -179,3 +180,52 @@ def test_bad_lengths(lengths, message):
     X, m = fitted("Gaussian")
     with pytest.raises(ValueError, match=message):
         m.score(X, lengths)
+
+
+def test_a_query_under_inference_mode_leaves_gradients_to_the_next():
+    X = frames("Gaussian")
+    for kind in ("diag", "full"):
+        m = model("Gaussian", covariance_type=kind).fit(X, LENGTHS)
+        with torch.inference_mode():
+            want = m.score(X, LENGTHS)
+        x = torch.tensor(X, requires_grad=True)
+        total = m.log_prob(x, LENGTHS).sum()
+        total.backward()
+        assert total.item() == pytest.approx(want)
+        assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["diag", "spherical", "full"])
+def test_forward_derivatives(kind):
+    X = frames("Gaussian")
+    m = model("Gaussian", covariance_type=kind).fit(X, LENGTHS)
+    x = torch.tensor(X, requires_grad=True)
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double()
+    (slope,) = torch.autograd.grad(m.log_prob(x, LENGTHS).sum(), x)
+    with forward_ad.dual_level():
+        found = m.log_prob(forward_ad.make_dual(x.detach(), v), LENGTHS)
+        tangent = forward_ad.unpack_dual(found).tangent
+    torch.testing.assert_close(tangent.sum(), (slope * v).sum())
+    _, tangent = torch.func.jvp(lambda z: m.log_prob(z, LENGTHS).sum(), (x.detach(),), (v,))
+    torch.testing.assert_close(tangent, (slope * v).sum())
+
+
+def test_another_default_device():
+    """Kernels write into memory of the host, whatever device new tensors go to."""
+    X = frames("Gaussian")
+    m = model("Gaussian").fit(X, LENGTHS)
+    want = m.score(X, LENGTHS), m.predict(X, LENGTHS), m.predict_proba(X, LENGTHS)
+    with torch.device("meta"):
+        got = m.score(X, LENGTHS), m.predict(X, LENGTHS), m.predict_proba(X, LENGTHS)
+    for a, b in zip(got, want):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_that_cannot_be_hashed():
+    class Equal(evidens.GaussianHMM):
+        def __eq__(self, other):
+            return True
+
+    X = frames("Gaussian")
+    m = Equal(2, random_state=0).fit(X, LENGTHS)
+    assert np.isfinite(m.score(X, LENGTHS))

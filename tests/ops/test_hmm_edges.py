@@ -20,6 +20,7 @@ from ops.hmm_cases import (
     relative_bound,
 )
 
+import evidens
 from evidens import ops
 
 F32, F64 = DTYPES
@@ -37,6 +38,46 @@ SHAPES = [(1, 12, 3), (9, 12, 4), (2, 12, 17), (17, 9, 33)]
 @pytest.fixture(params=SHAPES, ids=str)
 def shape(request):
     return request.param
+
+
+# --- beyond linear space --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e12, 1e16, 1e30])
+@pytest.mark.parametrize("apart", [40.0, 1e4])
+def test_far_frames_cost_the_others_nothing(dtype, size, apart):
+    """Log space keeps what differs between states, however small beside what they share.
+
+    From left to right with a tiny step, and two frames of huge density or none: linear space loses
+    the sequence.  The same frames less what all states share have the same posteriors.
+    """
+    g = torch.Generator().manual_seed(3)
+    time, k = 40, 3
+    log_obs = torch.randn(2, time, k, generator=g).to(dtype)
+    log_obs[:, 10] = torch.tensor([0.0, -apart, -2 * apart], dtype=dtype)
+    log_obs[:, 20] = torch.tensor([-2 * apart, -apart, 0.0], dtype=dtype)
+    far = log_obs.clone()
+    far[:, 10] = (far[:, 10].double() - size).to(dtype)
+    far[:, 30] = (far[:, 30].double() + 3 * size).to(dtype)
+    near = far.double()
+    shared = near.amax(-1, keepdim=True)
+    near = near - shared
+    initial = torch.tensor([1.0, 0.0, 0.0], dtype=dtype)
+    a = torch.tensor([[0.9, 0.1, 0], [0, 1 - 1e-30, 1e-30], [0, 0, 1]], dtype=dtype)
+    got = ops.hmm_forward_backward(far, initial, a)
+    with evidens.backend("reference"):
+        want = ops.hmm_forward_backward(near, initial.double(), a.double())
+    # Logarithms as large as states are apart have errors of so many last places, in double.
+    bound = 9 * torch.finfo(dtype).eps + 4 * torch.finfo(F64).eps * apart
+    for name in ("posteriors", "initial", "transitions"):
+        a, b = getattr(got, name).double(), getattr(want, name)
+        torch.testing.assert_close(a, b, rtol=bound, atol=time * bound)
+    total = want.log_likelihood + shared.sum((1, 2))
+    torch.testing.assert_close(got.log_likelihood, total, rtol=1e-12, atol=1e-9)
+    paths = ops.hmm_sample_paths(far, initial, a, n=50, seed=0)
+    often = torch.stack([(paths == i).double().mean(0) for i in range(k)], -1)
+    sure = want.posteriors > 1 - 1e-6
+    assert (often[sure] == 1).all()
 
 
 # --- impossible, unknown, empty -------------------------------------------------------------------

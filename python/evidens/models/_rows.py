@@ -267,7 +267,7 @@ def weights_of(
         ValueError: another shape, a negative weight, NaN, infinity, or too large for ``dtype``.
         TypeError: not numbers.
     """
-    weight = _vector(sample_weight, "sample_weight", count, f"{one}s").double()
+    weight = _vector(sample_weight, "sample_weight", count, f"{one}s").double().resolve_neg()
     bad = ~(weight.isfinite() & (weight >= 0))
     if bad.any():
         i = int(bad.nonzero()[0])

@@ -129,7 +129,7 @@ def lengths_of(lengths: Any, count: int) -> tuple[Tensor, int | None]:
         ValueError: not integers, negative, or another sum than ``count``.
     """
     if lengths is None:
-        return torch.tensor([count]), count or None
+        return torch.tensor([count], device="cpu"), count or None
     batch = len(lengths) if type(lengths) is list else 0
     if 0 < batch <= FEW and set(map(type, lengths)) == {int}:
         each = lengths[0]
@@ -144,7 +144,7 @@ def lengths_of(lengths: Any, count: int) -> tuple[Tensor, int | None]:
 @lru_cache(64)
 def _equal(batch: int, each: int) -> Tensor:
     with torch.inference_mode(False):  # an inference tensor could not be saved for a backward pass
-        return torch.full((batch,), each)
+        return torch.full((batch,), each, device="cpu")
 
 
 def _each(lengths: Tensor, count: int) -> int | None:

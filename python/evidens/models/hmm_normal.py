@@ -60,7 +60,7 @@ class NormalSteps:
         self._block, self._x, self._where = block, block.x.contiguous(), block.where
         self._weight = None if block.weight is None else block.weight.contiguous()
         self._priors = start, transition, settings
-        self._total = torch.empty(self._where[0].shape[0], dtype=torch.float64)
+        self._total = torch.empty(self._where[0].shape[0], dtype=torch.float64, device="cpu")
         # Three: what the step before the last one left is whole, whenever Ctrl-C comes.
         places = [self._place(p) for _ in range(3)]
         self._next = {id(a.p): (a, b) for a, b in zip(places, places[1:] + places[:1])}
@@ -72,7 +72,7 @@ class NormalSteps:
         """A copy of parameters, and memory for the sums beside them."""
         p = p.copied()
         k, d = p.emission.means.shape
-        sums = torch.empty(k * (2 + k + 2 * d), dtype=torch.float64)
+        sums = torch.empty(k * (2 + k + 2 * d), dtype=torch.float64, device="cpu")
         begun, steps, weight, first, second = parts_of(sums, k, d)
         zero, centre = sums.new_zeros(()), p.emission.means
         emission = GMMStatistics("diag", centre, weight, first, second, zero, zero)

@@ -81,7 +81,9 @@ def added(t: Tensor) -> float:
 
 def host(value: Any) -> np.ndarray:
     """A parameter as an array."""
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if isinstance(value, Tensor):
+        return value.detach().cpu().resolve_neg().numpy()
+    return np.asarray(value)
 
 
 def smallest(dtype: torch.dtype) -> float:

@@ -15,12 +15,14 @@ from scipy import linalg
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from evidens import ops
 from evidens.models._arrays import has_missing, returned, working_dtype
 from evidens.models._sequences import Block, blocks_of, frames_of, holds_integers, lengths_of
 from evidens.models.hmm_checks import DECODERS, HMMChecks
 from evidens.models.hmm_parameters import HMMParameters, added, dtype_of, host, tensor
+from evidens.ops._hmm_arguments import is_plain
 from evidens.ops._hmm_inner import gaussian
 from evidens.ops.hmm import state_posteriors
 
@@ -174,15 +176,18 @@ class HMMQueries(HMMChecks):
 
     def _checked(self) -> HMMParameters:
         """The parameters after every check, which the same numbers need not pass again."""
-        if (known := _CHECKED.get(self)) is not None and (state := self._state()) is not None:
-            (settings, arrays), p = known
-            if state[1] == arrays and all(map(is_, state[0], settings)):
-                return p
+        state = self._state()
+        if state is not None and (known := _CHECKED.get(self)) is not None:
+            if _are_same(state, known[0]):
+                return known[1]
         self._check()
         p = self._parameters()
-        # Checks may make arrays of lists.  A copy: the user's arrays may change.
-        if (state := self._state()) is not None and _is_small(state):
-            p = p.copied()
+        after = self._state()  # what checks make of lists is known at the next call
+        if state is not None and after is not None and _are_same(state, after) and _is_small(state):
+            with torch.inference_mode(
+                False
+            ):  # an inference tensor could not be saved for a gradient
+                p = p.copied()  # the user's arrays may change
             _CHECKED[self] = state, p
         return p
 
@@ -211,9 +216,11 @@ class HMMQueries(HMMChecks):
         p, missing = self._parameters_for(x, X, p), has_missing(x.detach())
         custom = self._custom
         normal = None if custom or missing or whole else self._normal(p.emission)
-        if normal is not None and torch.is_grad_enabled():
-            if any(t.requires_grad for t in (p.start, p.transition, *normal)):
-                normal = None
+        if normal is not None:
+            recorded = forward_ad._current_level >= 0 or not is_plain()
+            if not recorded and torch.is_grad_enabled():
+                recorded = any(t.requires_grad for t in (p.start, p.transition, *normal))
+            normal = None if recorded else normal
         for block, _ in blocks_of(x, lengths, self._width, each=each, whole=whole):
             frames = block.x
             if not custom and frames.dtype is not p.start.dtype:
@@ -493,6 +500,10 @@ def pick(cdf: np.ndarray, rng: np.random.RandomState) -> int:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _are_same(a: State, b: State) -> bool:
+    return a[1] == b[1] and len(a[0]) == len(b[0]) and all(map(is_, a[0], b[0]))
 
 
 def _is_small(state: State) -> bool:

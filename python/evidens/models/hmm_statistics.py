@@ -23,7 +23,7 @@ from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_parameters import HMMParameters, added
 from evidens.ops._hmm_inner import gaussian as hmm_gaussian
 
-_ZERO = torch.zeros((), dtype=torch.float64)
+_ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 _SCALARS = ("log_likelihood", "total", "frames", "impossible")
 
 

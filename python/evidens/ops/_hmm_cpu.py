@@ -228,14 +228,15 @@ def gaussian(
     given = x, initial, transition, starts, lengths, at, means, p, weight, task
     if batch == 0:
         return in_parts(*given)
-    total = torch.empty(batch, dtype=torch.float64)
-    sums = torch.empty(k * (2 + k + 2 * d) if task == "statistics" else 0, dtype=torch.float64)
+    total = torch.empty(batch, dtype=torch.float64, device="cpu")
+    size = k * (2 + k + 2 * d) if task == "statistics" else 0
+    sums = torch.empty(size, dtype=torch.float64, device="cpu")
     if task == "posteriors":
         frames = empty(x, (n, k))
     elif task == "viterbi":
-        frames = torch.empty(n, dtype=torch.int64)
+        frames = torch.empty(n, dtype=torch.int64, device="cpu")
     else:
-        frames = torch.empty(0, dtype=x.dtype)
+        frames = torch.empty(0, dtype=x.dtype, device="cpu")
     call = gaussian_call(
         task, x, initial, transition, starts, lengths, means, p, weight, total, frames, sums
     )
@@ -243,10 +244,12 @@ def gaussian(
     if len(lost) == batch:
         return in_parts(*given)
     if lost:
-        index = torch.tensor(lost)
+        index = torch.tensor(lost, device="cpu")
         own = lengths[index]
         first = own.cumsum(0) - own
-        rows = torch.arange(int(own.sum())) + (starts[index] - first).repeat_interleave(own)
+        rows = torch.arange(int(own.sum()), device="cpu") + (
+            starts[index] - first
+        ).repeat_interleave(own)
         some = in_parts(
             x[rows],
             initial if initial.ndim == 1 else initial[index],

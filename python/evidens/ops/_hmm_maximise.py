@@ -32,7 +32,7 @@ def prior_of(value: float | np.ndarray, shape: tuple[int, ...]) -> Prior:
     """A prior that broadcasts to a shape, as the calls below take it."""
     if isinstance(value, float | int):
         return float(value)
-    return torch.from_numpy(np.broadcast_to(value, shape).astype(np.float64))
+    return torch.from_numpy(np.broadcast_to(value, shape).astype(np.float64, order="C"))
 
 
 def _given(prior: Prior) -> tuple[float, int]:
@@ -93,7 +93,7 @@ def normal(moments: Normal, old: Normal, settings: Settings) -> tuple[Normal, Te
     weight, first, second = (t.contiguous() for t in moments)
     means, variances, p = (t.contiguous() for t in old)
     new = torch.empty_like(means), torch.empty_like(variances), torch.empty_like(p)
-    kept = torch.empty(means.shape[0], dtype=torch.bool)
+    kept = torch.empty(means.shape[0], dtype=torch.bool, device="cpu")
     call = normal_call((weight, first, second), (means, variances, p), settings, new, kept)
     library.maximise_normal(*call)
     return new, kept
