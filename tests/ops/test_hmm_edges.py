@@ -70,8 +70,8 @@ def test_far_frames_cost_the_others_nothing(dtype, size, apart):
     # Logarithms as large as states are apart have errors of so many last places, in double.
     bound = 9 * torch.finfo(dtype).eps + 4 * torch.finfo(F64).eps * apart
     for name in ("posteriors", "initial", "transitions"):
-        a, b = getattr(got, name).double(), getattr(want, name)
-        torch.testing.assert_close(a, b, rtol=bound, atol=time * bound)
+        found, expected = getattr(got, name).double(), getattr(want, name)
+        torch.testing.assert_close(found, expected, rtol=bound, atol=time * bound)
     total = want.log_likelihood + shared.sum((1, 2))
     torch.testing.assert_close(got.log_likelihood, total, rtol=1e-12, atol=1e-9)
     paths = ops.hmm_sample_paths(far, initial, a, n=50, seed=0)
