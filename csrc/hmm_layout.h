@@ -58,12 +58,11 @@ template <class T> struct LogProduct {
   }
 
  private:
-  // x over a power of two, from sqrt(1/2) to sqrt(2); the powers are counted.
-  EVIDENS_METHOD Vec<T> mantissa(Vec<T> x) {
-    constexpr Int<T> sqrt_half = sizeof(T) == 8 ? Int<T>(0x3fe6a09e667f3bcd) : Int<T>(0x3f3504f3);
-    const Vec<Int<T>> own = ((Vec<Int<T>>)x - sqrt_half) >> Float<T>::mantissa;
+  EVIDENS_METHOD Vec<T> mantissa(Vec<T> x) {  // its power of two is counted
+    Vec<Int<T>> own;
+    const Vec<T> y = mantissa_of<T>(x, own);
     exponent += own;
-    return (Vec<T>)((Vec<Int<T>>)x - (own << Float<T>::mantissa));
+    return y;
   }
 };
 

@@ -302,13 +302,16 @@ template <class T> EVIDENS_INLINE Vec<T> log_reduced(Vec<T> f, Vec<T> e) {
   return e * F::ln2_high - ((half_square - (tail + e * F::ln2_low)) - f);
 }
 
-template <class T> EVIDENS_INLINE void split_exponent(Vec<T> x, Vec<T> &f, Vec<T> &e) {
-  typedef Float<T> F;
+// x, positive and normal, over 2^exponent: from sqrt(1/2) to sqrt(2).
+template <class T> EVIDENS_INLINE Vec<T> mantissa_of(Vec<T> x, Vec<Int<T>> &exponent) {
   constexpr Int<T> sqrt_half = sizeof(T) == 8 ? Int<T>(0x3fe6a09e667f3bcd) : Int<T>(0x3f3504f3);
-  const Vec<Int<T>> bits = (Vec<Int<T>>)x - sqrt_half;
-  const Vec<Int<T>> exponent = bits >> F::mantissa;
+  exponent = ((Vec<Int<T>>)x - sqrt_half) >> Float<T>::mantissa;
+  return (Vec<T>)((Vec<Int<T>>)x - (exponent << Float<T>::mantissa));
+}
+template <class T> EVIDENS_INLINE void split_exponent(Vec<T> x, Vec<T> &f, Vec<T> &e) {
+  Vec<Int<T>> exponent;
+  f = mantissa_of<T>(x, exponent) - T(1);
   e = to_real<T>(exponent);
-  f = (Vec<T>)((Vec<Int<T>>)x - (exponent << F::mantissa)) - T(1);
 }
 
 template <class T> EVIDENS_INLINE Vec<T> log(Vec<T> x) {

@@ -189,12 +189,13 @@ def test_double_is_double(cls):
 
 
 def test_rows_in_many_pieces(monkeypatch):
-    flow, X = fitted(RealNVP), moons(500, 5)[0]
+    flow = copy.deepcopy(fitted(RealNVP)).double()  # float32 GEMMs of few rows round differently
+    X = moons(500, 5)[0]
     whole, drawn = flow.log_prob(X), flow.sample(500, random_state=0)
     for module in ("_density_state", "flow_base"):
         monkeypatch.setattr(f"evidens.models.{module}.PIECE", 32 * 8 * 7)
-    np.testing.assert_allclose(flow.log_prob(X), whole, atol=1e-5)
-    np.testing.assert_allclose(flow.sample(500, random_state=0), drawn, atol=1e-5)
+    np.testing.assert_allclose(flow.log_prob(X), whole, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(flow.sample(500, random_state=0), drawn, rtol=0, atol=1e-12)
     assert flow.log_prob(np.zeros((0, 2))).shape == (0,)
     assert flow.sample(0).shape == (0, 2)
 

@@ -435,21 +435,32 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
 
         What was 0 stays 0, and a state that was not visited keeps its parameters.
         """
-        where, k = (old.start.device, old.start.dtype), self.n_components
+        where = old.start.device, old.start.dtype
         stats = stats.on_host()
         old = old.to(torch.device("cpu"), torch.float64)
         start, transition = old.start, old.transition
-        if "s" in self.params:
-            prior = spread(self.startprob_prior, (k,), "startprob_prior")
-            start = maximise.distributions(stats.start, prior, start)
-        if "t" in self.params:
-            prior = spread(self.transmat_prior, (k, k), "transmat_prior")
-            transition = maximise.distributions(stats.transitions, prior, transition)
+        first, steps = self._table_priors()
+        if first is not None:
+            start = maximise.distributions(stats.start, first, start)
+        if steps is not None:
+            transition = maximise.distributions(stats.transitions, steps, transition)
         emission, kept = self._maximise_emission(stats.emission, old.emission, where[1])
         kept = kept | (self._visits(stats.emission).numpy() <= UNVISITED)
         new = HMMParameters(start, transition, emission)
         self._check_learned(new, where[1])
         return new.to(*where), kept.nonzero()[0].tolist() if kept.any() else []
+
+    def _prior(self, name: str, shape: tuple[int, ...]) -> maximise.Prior:
+        """The prior that an attribute holds, for an array of this shape."""
+        return maximise.prior_of(spread(getattr(self, name), shape, name), shape)
+
+    def _table_priors(self) -> tuple[maximise.Prior | None, maximise.Prior | None]:
+        """Of the start and of the transitions; None where these are not learned."""
+        k = self.n_components
+        return (
+            self._prior("startprob_prior", (k,)) if "s" in self.params else None,
+            self._prior("transmat_prior", (k, k)) if "t" in self.params else None,
+        )
 
     def _publish(self, p: HMMParameters, as_tensors: bool) -> None:
         """Set the fitted attributes."""

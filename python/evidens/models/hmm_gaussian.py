@@ -354,14 +354,10 @@ class GaussianHMM(BaseHMM):
 
     def _normal_settings(self, shape: torch.Size, dtype: torch.dtype) -> maximise.Settings:
         """The priors, and what is learned."""
-
-        def prior(name: str) -> maximise.Prior:
-            return maximise.prior_of(spread(getattr(self, name), shape, name), shape)
-
         return maximise.Settings(
-            mean_weight=prior("means_weight"),
-            mean=prior("means_prior"),
-            variance=prior("covars_prior"),
+            mean_weight=self._prior("means_weight", shape),
+            mean=self._prior("means_prior", shape),
+            variance=self._prior("covars_prior", shape),
             variance_weight=greatest(self.covars_weight, "covars_weight"),
             means="m" in self.params,
             variances="c" in self.params,
@@ -371,22 +367,13 @@ class GaussianHMM(BaseHMM):
 
     def _laid_out(self, data: Sequences, p: HMMParameters) -> NormalSteps | None:
         blocks = list(data.sequences()) if data.in_memory is not None else []
-        simple = type(self) is GaussianHMM and self.covariance_type == "diag" and len(blocks) == 1
-        simple = simple and p.start.is_cpu and p.start.dtype is torch.float64
-        simple = simple and not (
-            data.missing or data.ranks.size > 1 or blocks[0].labels is not None
-        )
-        if not simple or hmm_gaussian.backend_on("cpu") != "cpu":
+        one = len(blocks) == 1 and blocks[0].labels is None and data.ranks.size == 1
+        plain = type(self) is GaussianHMM and self.covariance_type == "diag" and not data.missing
+        here = p.start.is_cpu and p.start.dtype is torch.float64
+        if not (one and plain and here) or hmm_gaussian.backend_on("cpu") != "cpu":
             return None
-        k, shape = self.n_components, p.emission.means.shape
-        start = transition = None
-        if "s" in self.params:
-            start = maximise.prior_of(spread(self.startprob_prior, (k,), "startprob_prior"), (k,))
-        if "t" in self.params:
-            prior = spread(self.transmat_prior, (k, k), "transmat_prior")
-            transition = maximise.prior_of(prior, (k, k))
-        settings = self._normal_settings(shape, torch.float64)
-        return NormalSteps(blocks[0], p, start, transition, settings)
+        settings = self._normal_settings(p.emission.means.shape, torch.float64)
+        return NormalSteps(blocks[0], p, *self._table_priors(), settings)
 
     def _maximise_matrices(
         self, stats: GMMStatistics, old: GMMParameters

@@ -18,9 +18,10 @@ from evidens._native import library
 from evidens.models._sequences import Block
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_parameters import HMMParameters
-from evidens.models.hmm_statistics import HMMStatistics, parts_of
+from evidens.models.hmm_statistics import HMMStatistics
 from evidens.ops import _hmm_maximise as maximise
 from evidens.ops._hmm_cpu import gaussian_call
+from evidens.ops.hmm_gaussian import parts_of
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 

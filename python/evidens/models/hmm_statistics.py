@@ -22,6 +22,7 @@ from evidens.models.gmm_parameters import GMMParameters
 from evidens.models.gmm_statistics import GMMStatistics
 from evidens.models.hmm_parameters import HMMParameters, added
 from evidens.ops._hmm_inner import gaussian as hmm_gaussian
+from evidens.ops.hmm_gaussian import parts_of
 
 _ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 _SCALARS = ("log_likelihood", "total", "frames", "impossible")
@@ -235,12 +236,6 @@ def normal_statistics(
     stats = HMMStatistics(begun, steps, moments)
     stats.count(total, block)
     return stats
-
-
-def parts_of(sums: Tensor, k: int, d: int) -> tuple[Tensor, ...]:
-    """First states (K,), steps (K, K), and the moments (K,), (K, D), (K, D) of normal emissions."""
-    begun, steps, weight, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
-    return begun, steps.view(k, k), weight, first.view(k, d), second.view(k, d)
 
 
 def gaussian_log_prob(x: Tensor, parameters: GMMParameters, missing: bool) -> Tensor:

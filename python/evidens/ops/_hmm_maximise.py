@@ -39,14 +39,14 @@ def _given(prior: Prior) -> tuple[float, int]:
     return (0.0, prior.data_ptr()) if isinstance(prior, Tensor) else (prior, 0)
 
 
-def distributions(counts: Tensor, prior: float | np.ndarray, old: Tensor) -> Tensor:
+def distributions(counts: Tensor, prior: Prior, old: Tensor) -> Tensor:
     """Distributions (..., K) of expected counts and a Dirichlet prior.
 
     What was 0 in ``old`` stays 0, and a row without counts stays as it was.
     """
     counts, old = counts.contiguous(), old.contiguous()
-    new, each = torch.empty_like(old), prior_of(prior, old.shape)
-    library.maximise_distributions(*distributions_call(counts, each, old, new))
+    new = torch.empty_like(old)
+    library.maximise_distributions(*distributions_call(counts, prior, old, new))
     return new
 
 

@@ -94,8 +94,10 @@ def hmm_gaussian_statistics(
     emissions = means, precisions_cholesky, weight
     checks.no_gradient(op, *given[:3], *emissions, instead="hmm_log_likelihood")
     total, _, sums = inner.gaussian(*given, *emissions, "statistics")
-    d = frames.shape[1]
-    begun, steps, weights, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
-    return HMMGaussianStatistics(
-        total, begun, steps.view(k, k), weights, first.view(k, d), second.view(k, d)
-    )
+    return HMMGaussianStatistics(total, *parts_of(sums, *means.shape))
+
+
+def parts_of(sums: Tensor, k: int, d: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """First states (K,), steps (K, K), and the moments (K,), (K, D), (K, D) of the inner op."""
+    begun, steps, weight, first, second = sums.split_with_sizes((k, k * k, k, k * d, k * d))
+    return begun, steps.view(k, k), weight, first.view(k, d), second.view(k, d)
