@@ -18,9 +18,9 @@ def python(program: str) -> str:
 def test_import_within_budget():
     program = """
 import time, torch
-start = time.perf_counter()
+start = time.process_time()  # other tests share the processor
 import evidens
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
     seconds = [float(python(program)) for _ in range(5)]
     assert min(seconds) < BUDGET_SECONDS, seconds
