@@ -17,6 +17,7 @@ template <class T> struct HmmPath : HmmLayout<T> {
   using typename Layout::Shared;
   static constexpr int W = width<double>;
   typedef Vec<double> V;
+  typedef Vec<Int<double>> States;
 
   static int64_t lanes_of(const HmmPlan &plan) { return plan.by_lanes ? plan.vectors * W : 1; }
   static int64_t carve(const HmmParams &p, const HmmPlan &plan, void *base, double *&scores, double *&b,
@@ -61,24 +62,27 @@ template <class T> struct HmmPath : HmmLayout<T> {
                         double *b) {
     const int64_t K = p.states, G = lanes_of(plan), *order = p.order + index * G;
     const int64_t count = p.sequences - index * G < G ? p.sequences - index * G : G, longest = p.lengths[order[0]];
-    double bad[kVectors * W] = {};
+    States bad[kVectors] = {};  // where a density is NaN or +inf
+    const T *first[kVectors * W];
+    for (int64_t l = 0; l < count; ++l)
+      first[l] = p.gaussians != nullptr ? Layout::values(p, order[l], 0) : frame(p, order[l], 0);
+    const int64_t row = p.gaussians != nullptr ? Layout::features(p) : K;
     int64_t active = count;
     for (int64_t t = 0; t < longest; ++t) {
       while (active > 0 && p.lengths[order[active - 1]] <= t) --active;
       double *next = scores + t * K * G;
       for (int64_t n = 0; n < active; n += W) {
+        const auto values = [&](int64_t l) { return first[n + l < active ? n + l : 0] + t * row; };
         if (p.gaussians != nullptr) {
           double *x = b + K * G;
-          gather_rows(Layout::features(p), x, W, 0,
-                      [&](int64_t l) { return Layout::values(p, order[n + l < active ? n + l : 0], t); });
+          gather_rows(row, x, W, 0, values);
           HmmGaussian<T>::log_densities(K, *p.gaussians, s.scaled_double, x, W, b + n, G);
         } else {
-          gather_rows(K, b + n, G, 2 * K,
-                      [&](int64_t l) -> const T * { return frame(p, order[n + l < active ? n + l : 0], t); });
+          gather_rows(row, b + n, G, 2 * K, values);
         }
-        V infinite = {};  // NaN where a density is NaN or +inf
-        for (int64_t k = 0; k < K; ++k) infinite += max<double>(V{}, load(b + k * G + n)) * 0.;
-        store(bad + n, load(bad + n) + infinite);
+        States infinite = {};
+        for (int64_t k = 0; k < K; ++k) infinite |= ~(load(b + k * G + n) <= Float<double>::largest);
+        bad[n / W] |= infinite;
         if (t > 0) continue;
         gather_rows(K, next + n, G, 0,
                     [&](int64_t l) -> const T * { return Layout::initial_of(p, order[n + l < active ? n + l : 0]); });
@@ -92,15 +96,27 @@ template <class T> struct HmmPath : HmmLayout<T> {
       with_constant<kVectors>(int((active + W - 1) / W),
                               [&](auto v) { step<decltype(v)::value>(K, s.log_forward, next - K * G, G, b, next); });
     }
-    for (int64_t n = 0; n < count; n += W)
-      trace_lanes(p, s, order + n, count - n < W ? count - n : W, bad + n, scores + n, G, b + n);
+    for (int64_t n = 0; n < count; n += W) {
+      const int64_t lanes = count - n < W ? count - n : W;
+      const auto trace = [&](auto few) {
+        trace_lanes<decltype(few)::value>(p, s, order + n, lanes, bad[n / W], scores + n, G, b + n);
+      };
+      if constexpr (W == 8) {
+        if (K <= 2 * W) {
+          trace(Constant<true>());
+          continue;
+        }
+      }
+      trace(Constant<false>());
+    }
   }
 
-  // Back along the sequences of one vector: the columns of log A that lead to their states become
-  // lanes, and the predecessors are met in two halves, each a chain of its own.
-  static void trace_lanes(const HmmParams &p, const Shared &s, const int64_t *order, int64_t count, const double *bad,
+  // Back along the sequences of one vector: what of log A leads to their states becomes lanes, and the
+  // predecessors are met in two halves, each a chain of its own.  Few states: a row of log A is two
+  // vectors, of which the states choose.
+  template <bool Few>
+  static void trace_lanes(const HmmParams &p, const Shared &s, const int64_t *order, int64_t count, States bad,
                           const double *scores, int64_t G, double *columns) {
-    typedef Vec<Int<double>> States;
     struct Best {
       V score;
       States state;
@@ -110,32 +126,42 @@ template <class T> struct HmmPath : HmmLayout<T> {
       }
     };
     const int64_t K = p.states, half = K / 2;
+    double rows[Few ? 2 * W : 1][2 * W];
+    for (int64_t i = 0; Few && i < K; ++i)
+      for (int64_t j = 0; j < 2 * W; ++j) rows[i][j] = j < K ? s.log_columns[j * K + i] : 0;
     Int<double> state[W] = {}, lengths[W] = {};
-    bool possible[W] = {};
+    int64_t *paths[W];
     for (int64_t l = 0; l < count; ++l) {
       lengths[l] = p.lengths[order[l]];
-      possible[l] = end(p, order[l], bad[l], scores + l + (lengths[l] - 1) * K * G, G, state[l]);
+      const double none = bad[l] ? __builtin_nan("") : 0.;
+      const bool possible = end(p, order[l], none, scores + l + (lengths[l] - 1) * K * G, G, state[l]);
+      paths[l] = possible ? p.paths + p.starts[order[l]] : nullptr;
     }
+    States now, ends;
+    __builtin_memcpy(&now, state, sizeof(now));
+    __builtin_memcpy(&ends, lengths, sizeof(ends));
+    int64_t running = 0;
     for (int64_t t = lengths[0] - 2; t >= 0; --t) {
+      while (running < count && lengths[running] > t + 1) ++running;
       const double *row = scores + t * K * G;
-      gather_rows(K, columns, G, 0, [&](int64_t l) { return s.log_columns + state[l] * K; });
-      States old, running;
-      __builtin_memcpy(&old, state, sizeof(old));
-      __builtin_memcpy(&running, lengths, sizeof(running));
-      running = running > t + 1;
+      if (!Few) gather_rows(K, columns, G, 0, [&](int64_t l) { return s.log_columns + state[l] * K; });
+      const auto into = [&](int64_t k) {  // score of a path over state k
+        if constexpr (Few) return load(row + k * G) + chosen<double>(load(rows[k]), load(rows[k] + W), now);
+        else return load(row + k * G) + load(columns + k * G);
+      };
       const V none = broadcast<double>(-__builtin_inf());
-      Best low{none, old}, high{none, old};
+      Best low{none, now}, high{none, now};
       States i = {};
       for (int64_t k = 0; k < half; ++k, i += 1) {
-        low.meet(load(row + k * G) + load(columns + k * G), i);
-        high.meet(load(row + (k + half) * G) + load(columns + (k + half) * G), i + half);
+        low.meet(into(k), i);
+        high.meet(into(k + half), i + half);
       }
-      if (2 * half < K) high.meet(load(row + (K - 1) * G) + load(columns + (K - 1) * G), i + half);
+      if (2 * half < K) high.meet(into(K - 1), i + half);
       low.meet(high.score, high.state);
-      const States now = running ? low.state : old;
+      now = ends > t + 1 ? low.state : now;
       __builtin_memcpy(state, &now, sizeof(now));
-      for (int64_t l = 0; l < count; ++l)
-        if (possible[l] && running[l]) p.paths[p.starts[order[l]] + t] = state[l];
+      for (int64_t l = 0; l < running; ++l)
+        if (paths[l] != nullptr) paths[l][t] = state[l];
     }
   }
 

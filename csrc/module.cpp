@@ -237,9 +237,13 @@ void maximise_normal(int64_t states, int64_t features, bool spherical, bool lear
 
 // Whether all numbers of some float64 arrays, each (address, count), are finite.
 bool all_finite(const std::vector<std::pair<uintptr_t, int64_t>> &arrays) {
+  // An exponent of ones overflows into the sign.
+  constexpr uint64_t magnitude = ~uint64_t(0) >> 1, one = uint64_t(1) << 52;
   return std::all_of(arrays.begin(), arrays.end(), [](const auto &array) {
-    const double *x = at<double>(array.first);
-    return std::all_of(x, x + array.second, [](double v) { return std::isfinite(v); });
+    const uint64_t *x = at<uint64_t>(array.first);
+    uint64_t any = 0;
+    for (int64_t i = 0; i < array.second; ++i) any |= (x[i] & magnitude) + one;
+    return any >> 63 == 0;
   });
 }
 
