@@ -13,6 +13,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from evidens._native import all_finite
+from evidens.ops._checks import readable
 
 # Elements in one piece of work whose temporaries are as large as the piece: 8 MB in float64.
 PIECE = 1 << 20
@@ -160,7 +161,8 @@ def has_missing(x: Tensor) -> bool:
     """
     missing = False
     few = x.numel() <= PIECE
-    if few and x.is_cpu and x.dtype is torch.float64 and all_finite(x):
+    plain = type(x) is Tensor and x.is_cpu and x.dtype is torch.float64 and readable()
+    if few and plain and all_finite(x):  # no call of torch: half the time, where there are few
         return False
     for piece in (x,) if few else (part for _, part in pieces(x, x.dtype, whole=False)):
         if math.isfinite(piece.sum()):
