@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -20,6 +19,7 @@
 #include "hmm_maximise.h"
 #include "hmm_run.h"
 #include "host.h"
+#include "host_checks.h"
 #include "kernels.h"
 #include "logistic_mixture_host.h"
 #include "made_sampler.h"
@@ -233,29 +233,6 @@ void maximise_normal(int64_t states, int64_t features, bool spherical, bool lear
                         at<double>(precisions),
                         at<bool>(kept)};
   step.run();
-}
-
-// Whether all numbers of some float64 arrays, each (address, count), are finite.
-bool all_finite(const std::vector<std::pair<uintptr_t, int64_t>> &arrays) {
-  // An exponent of ones overflows into the sign.
-  constexpr uint64_t magnitude = ~uint64_t(0) >> 1, one = uint64_t(1) << 52;
-  return std::all_of(arrays.begin(), arrays.end(), [](const auto &array) {
-    const uint64_t *x = at<uint64_t>(array.first);
-    uint64_t any = 0;
-    for (int64_t i = 0; i < array.second; ++i) any |= (x[i] & magnitude) + one;
-    return any >> 63 == 0;
-  });
-}
-
-// The first position of (count,) indices that lies outside [0, bound) or repeats another; -1: none.
-int64_t first_bad_index(uintptr_t indices, int64_t count, int64_t bound) {
-  std::vector<bool> seen(size_t(std::max<int64_t>(bound, 0)));
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t index = at<int64_t>(indices)[i];
-    if (index < 0 || index >= bound || seen[size_t(index)]) return i;
-    seen[size_t(index)] = true;
-  }
-  return -1;
 }
 
 // A group is (values, row stride, feature stride, gradient, row stride, feature stride, count).

@@ -24,7 +24,6 @@ from evidens.models.hmm_parameters import (
     UNVISITED,
     HMMParameters,
     restores,
-    spread,
     tensor,
 )
 from evidens.models.hmm_queries import HMMQueries
@@ -449,18 +448,6 @@ class BaseHMM(HMMQueries, Persistent, BaseEstimator):
         new = HMMParameters(start, transition, emission)
         self._check_learned(new, where[1])
         return new.to(*where), kept.nonzero()[0].tolist() if kept.any() else []
-
-    def _prior(self, name: str, shape: tuple[int, ...]) -> maximise.Prior:
-        """The prior that an attribute holds, for an array of this shape."""
-        return maximise.prior_of(spread(getattr(self, name), shape, name), shape)
-
-    def _table_priors(self) -> tuple[maximise.Prior | None, maximise.Prior | None]:
-        """Of the start and of the transitions; None where these are not learned."""
-        k = self.n_components
-        return (
-            self._prior("startprob_prior", (k,)) if "s" in self.params else None,
-            self._prior("transmat_prior", (k, k)) if "t" in self.params else None,
-        )
 
     def _publish(self, p: HMMParameters, as_tensors: bool) -> None:
         """Set the fitted attributes."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evidens._native import all_finite
 from evidens.models.hmm_monitor import ConvergenceMonitor, log
-from evidens.models.hmm_parameters import HMMParameters, host
+from evidens.models.hmm_parameters import HMMParameters, host, spread
+from evidens.ops import _hmm_maximise as maximise
 
 DECODERS = ("viterbi", "map")
 # What the checks that all families share look at.
@@ -27,9 +28,24 @@ class HMMChecks:
     verbose: bool
     algorithm: str
     implementation: str
+    params: str
     init_params: str
     _monitor: Any
     _monitor_settings: tuple[float, int, bool]
+
+    # --- priors ----------------------------------------------------------------------------------
+
+    def _prior(self, name: str, shape: tuple[int, ...]) -> maximise.Prior:
+        """The prior that an attribute holds, for an array of this shape."""
+        return maximise.prior_of(spread(getattr(self, name), shape, name), shape)
+
+    def _table_priors(self) -> tuple[maximise.Prior | None, maximise.Prior | None]:
+        """Of the start and of the transitions; None where these are not learned."""
+        k = self.n_components
+        return (
+            self._prior("startprob_prior", (k,)) if "s" in self.params else None,
+            self._prior("transmat_prior", (k, k)) if "t" in self.params else None,
+        )
 
     # --- the monitor -----------------------------------------------------------------------------
 
