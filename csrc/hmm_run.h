@@ -48,7 +48,7 @@ struct HmmPass {
 // Whether emissions of their own can be computed on the way: lanes are sequences, and there is memory
 // for the messages of a group.
 inline bool fits(const HmmKernel &kernel, const HmmParams &p) {
-  constexpr int64_t most = int64_t(64) << 20;
+  constexpr int64_t most = int64_t(96) << 20;
   HmmPlan plan;
   if (p.gaussians != nullptr) kernel.plan(p, 1, plan);
   return p.gaussians == nullptr || (plan.by_lanes && plan.worker_bytes <= most);
@@ -138,7 +138,6 @@ template <class T> struct HmmChunks {
   bool run() {
     if (!cut()) return false;
     const int64_t window = forgetting();
-    if (window < 0) return false;
     Runs chunks(int64_t(starts.size()), K);
     chunks.starts = starts, chunks.lengths = lengths;
     for (size_t c = 0; c < starts.size(); ++c) {
@@ -146,7 +145,8 @@ template <class T> struct HmmChunks {
       const T *initial = static_cast<const T *>(p.initial) + parent[c] * p.initial_stride;
       std::copy_n(initial, K, &chunks.initial[c * size_t(K)]);
     }
-    return enter(chunks, window) && finish(chunks);
+    // A few cuts are probed; where another one forgets more slowly, twice as many frames may do.
+    return window > 0 && ((enter(chunks, window) && finish(chunks)) || (enter(chunks, 2 * window) && finish(chunks)));
   }
 
   bool cut() {
@@ -187,10 +187,10 @@ template <class T> struct HmmChunks {
       const double a = double(runs.last[size_t(i)]), b = double(runs.last[size_t(n + i)]);
       if (a != b) apart = std::max(apart, std::fabs(std::log(a / b)));
     }
-    const double goal = double(kAgree) / 64, rate = std::log(apart) / (kProbe - 1);
-    if (apart <= goal) return kProbe;
+    apart = std::max(apart, double(kAgree) / 64);
+    const double rate = std::log(apart) / (kProbe - 1);
     if (!(rate < 0)) return -1;
-    const double needed = 1.25 * (kProbe + std::log(goal / apart) / rate) + 8;
+    const double needed = 1.25 * (kProbe + std::log(double(kAgree) / 64 / apart) / rate) + 8;
     return needed <= double(kShortest / 4) ? int64_t(needed) : -1;
   }
 

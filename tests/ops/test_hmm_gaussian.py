@@ -256,6 +256,29 @@ def test_the_lost_among_others(task, dtype, monkeypatch):
         )
 
 
+def test_a_cut_where_the_past_matters_longer(dtype, monkeypatch):
+    """Of 127 cuts 16 are probed; one of the others wants more frames, and gets them."""
+    case = Case((65536,), 4, 2, dtype)
+    x, initial, a, means, p = case.given
+    means[:] = torch.tensor([[3.0, 0], [-3, 0], [0, 3], [0, -3]])
+    p[:] = 1.0
+    a[:] = torch.full((4, 4), 0.1 / 3).fill_diagonal_(0.9)
+    which = torch.randint(4, (65536,), generator=torch.Generator().manual_seed(0))
+    x[:] = means[which]
+    x[2048 - 70 : 2048 + 70] = 0.0
+    starts = case.offsets[:-1].clone()
+    args = x, initial, a, starts, case.lengths, starts, means, p, None, "statistics"
+
+    def in_parts(*args) -> tuple:
+        raise AssertionError("the long way")
+
+    monkeypatch.setitem(inner._gaussian_on_cpu.keywords, "in_parts", in_parts)
+    inner._gaussian_on_cpu(*args)
+    monkeypatch.undo()
+    got = ops.hmm_gaussian_statistics(*case.given, offsets=case.offsets)
+    close(got, case.exact(), dtype, (65536,))
+
+
 def test_padded_as_packed(dtype):
     """Nothing is read behind a length."""
     case = Case(tuple(range(1, 31)), 4, 3, dtype)
