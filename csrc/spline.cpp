@@ -92,26 +92,26 @@ template <class T, int Map> struct Spline : SplineBins<T, Map> {
     // Widths, heights and derivatives of an element are mostly one record.
     const bool record = w.row == h.row && w.feature == h.feature && first + w.count == h.values &&
                         (d.count == 0 || (w.row == d.row && w.feature == d.feature && first + 2 * w.count == d.values));
-    gather_lanes<T>(record ? 2 * w.count + d.count : w.count, lanes, b.widths);
+    gather_lanes(record ? 2 * w.count + d.count : w.count, lanes, b.widths, W);
     if (record) return;
     pointers(h.values, h.row, h.feature, place, lanes);
-    gather_lanes<T>(h.count, lanes, b.heights);
+    gather_lanes(h.count, lanes, b.heights, W);
     if (d.count == 0) return;
     pointers(d.values, d.row, d.feature, place, lanes);
-    gather_lanes<T>(d.count, lanes, b.slopes);
+    gather_lanes(d.count, lanes, b.slopes, W);
   }
   EVIDENS_METHOD void write(const Place &place, const Buffers &b) const {
     const SplineGroup &w = p.widths, &h = p.heights, &d = p.derivatives;
     T *first = static_cast<T *>(w.gradient), *lanes[W];
     pointers(first, w.to_row, w.to_feature, place, lanes);
     const bool record = w.to_feature == h.to_feature && first + w.count == h.gradient;
-    scatter_lanes<T>(record ? 2 * w.count + d.count : w.count, b.widths, lanes);
+    scatter_lanes(record ? 2 * w.count + d.count : w.count, b.widths, W, lanes);
     if (record) return;
     pointers(h.gradient, h.to_row, h.to_feature, place, lanes);
-    scatter_lanes<T>(h.count, b.heights, lanes);
+    scatter_lanes(h.count, b.heights, W, lanes);
     if (d.count == 0) return;
     pointers(d.gradient, d.to_row, d.to_feature, place, lanes);
-    scatter_lanes<T>(d.count, b.slopes, lanes);
+    scatter_lanes(d.count, b.slopes, W, lanes);
   }
 
   EVIDENS_METHOD void describe(Lanes<T> &z, const Place &place) const {

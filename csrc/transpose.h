@@ -61,70 +61,8 @@ static void transpose_out(const T *in, int64_t block, int64_t rows, int64_t colu
     for (int64_t n = whole; n < rows; ++n) out[n * columns + c] = in[c * block + n];
 }
 
-// Rows that lie anywhere to lanes: out[c][lane] = row(lane)[c] for one vector of lanes.  What lies
-// `ahead` of a row is fetched into the cache: these are more streams than the hardware follows.
-// each(lanes) meets every column, some of them twice.
-template <class U, class Row, class Each>
-EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t ahead, Row &&row, Each &&each) {
-  typedef __typeof__(row(0)) Pointer;
-  constexpr int W = width<U>;
-  Pointer rows[W];
-  for (int l = 0; l < W; ++l) rows[l] = row(l);
-  if (columns < W) {
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int l = 0; l < W; ++l) out[c * stride + l] = U(rows[l][c]);
-      each(load(out + c * stride));
-    }
-    return;
-  }
-  for (int64_t c = 0; c < columns; c += W) {
-    const int64_t from = c + W <= columns ? c : columns - W;  // the last block overlaps the one before
-    Vec<U> v[W];
-#pragma GCC unroll 16
-    for (int l = 0; l < W; ++l) {
-      v[l] = load_as<U>(rows[l] + from);
-      __builtin_prefetch(rows[l] + from + ahead);
-    }
-    transpose<U>(v);
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) store(out + (from + i) * stride, v[i]), each(v[i]);
-  }
-}
-template <class U, class Row>
-EVIDENS_INLINE void gather_rows(int64_t columns, U *out, int64_t stride, int64_t ahead, Row &&row) {
-  gather_rows(columns, out, stride, ahead, row, [](Vec<U>) {});
-}
-// row(lane)[c] = in[c][lane] for the first `count` lanes of one vector.
-template <class T, class Row>
-EVIDENS_INLINE void scatter_rows(int64_t columns, const T *in, int64_t stride, int64_t count, Row &&row) {
-  constexpr int W = width<T>;
-  if (count > W) count = W;
-  T *rows[W];
-  for (int l = 0; l < W; ++l) rows[l] = l < count ? row(l) : nullptr;
-  if (columns < W) {
-    for (int64_t c = 0; c < columns; ++c)
-      for (int l = 0; l < count; ++l) rows[l][c] = in[c * stride + l];
-    return;
-  }
-  for (int64_t c = 0; c < columns; c += W) {
-    const int64_t from = c + W <= columns ? c : columns - W;
-    Vec<T> v[W];
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) v[i] = load(in + (from + i) * stride);
-    transpose<T>(v);
-    if (count == W) {
-#pragma GCC unroll 16
-      for (int l = 0; l < W; ++l) store(rows[l] + from, v[l]);
-    } else {
-#pragma GCC unroll 16
-      for (int l = 0; l < W; ++l)
-        if (l < count) store(rows[l] + from, v[l]);
-    }
-  }
-}
-
-// --- a few values of each lane ---------------------------------------------------------------------
-// Records of any length, one for each lane: H values of each of width / H records fill a vector.
+// --- rows that lie anywhere, one for each lane -----------------------------------------------------
+// H values of each at a time: those of width / H rows fill a vector.
 
 template <class T, int N> struct PartOf {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
@@ -138,39 +76,24 @@ template <class T, int N, int From, int... I>
 EVIDENS_INLINE auto take_(typename PartOf<T, N>::type v, Indices<I...>) {
   return __builtin_shufflevector(v, v, (From + I)...);
 }
-template <class T, int H, int N = width<T>>
-EVIDENS_INLINE typename PartOf<T, N>::type load_parts(const T *const *lanes, int64_t c) {
+template <class T, int H, int N = width<T>, class S>
+EVIDENS_INLINE typename PartOf<T, N>::type load_parts(const S *const *rows, int64_t c) {
   if constexpr (N == H) {
-    return *reinterpret_cast<const typename PartOf<T, N>::loose *>(lanes[0] + c);
+    const typename PartOf<S, N>::type v = *reinterpret_cast<const typename PartOf<S, N>::loose *>(rows[0] + c);
+    return __builtin_convertvector(v, typename PartOf<T, N>::type);
   } else {
-    return join_<T, N / 2>(load_parts<T, H, N / 2>(lanes, c), load_parts<T, H, N / 2>(lanes + N / 2, c),
+    return join_<T, N / 2>(load_parts<T, H, N / 2>(rows, c), load_parts<T, H, N / 2>(rows + N / 2, c),
                            typename MakeIndices<N>::type());
   }
 }
-template <class T, int H, int N = width<T>>
-EVIDENS_INLINE void store_parts(T *const *lanes, int64_t c, typename PartOf<T, N>::type v) {
+template <class T, int H, bool All, int N = width<T>>
+EVIDENS_INLINE void store_parts(T *const *rows, int64_t c, typename PartOf<T, N>::type v) {
   if constexpr (N == H) {
-    *reinterpret_cast<typename PartOf<T, N>::loose *>(lanes[0] + c) = v;
+    if (All || rows[0] != nullptr) *reinterpret_cast<typename PartOf<T, N>::loose *>(rows[0] + c) = v;
   } else {
-    store_parts<T, H, N / 2>(lanes, c, take_<T, N, 0>(v, typename MakeIndices<N / 2>::type()));
-    store_parts<T, H, N / 2>(lanes + N / 2, c, take_<T, N, N / 2>(v, typename MakeIndices<N / 2>::type()));
+    store_parts<T, H, All, N / 2>(rows, c, take_<T, N, 0>(v, typename MakeIndices<N / 2>::type()));
+    store_parts<T, H, All, N / 2>(rows + N / 2, c, take_<T, N, N / 2>(v, typename MakeIndices<N / 2>::type()));
   }
-}
-template <class T, int H> EVIDENS_INLINE void gather_part(const T *const *lanes, int64_t c, T *out) {
-  Vec<T> v[H];
-#pragma GCC unroll 16
-  for (int i = 0; i < H; ++i) v[i] = load_parts<T, H>(lanes + i, c);
-  transpose<T, H>(v);
-#pragma GCC unroll 16
-  for (int i = 0; i < H; ++i) store(out + (c + i) * width<T>, v[i]);
-}
-template <class T, int H> EVIDENS_INLINE void scatter_part(const T *in, int64_t c, T *const *lanes) {
-  Vec<T> v[H];
-#pragma GCC unroll 16
-  for (int i = 0; i < H; ++i) v[i] = load(in + (c + i) * width<T>);
-  transpose<T, H>(v);
-#pragma GCC unroll 16
-  for (int i = 0; i < H; ++i) store_parts<T, H>(lanes + i, c, v[i]);
 }
 
 // Calls f<H>(c) with the largest H that fits until `count` values are covered; the last call may
@@ -186,21 +109,64 @@ template <class T, int H = width<T>, class F> EVIDENS_INLINE void in_parts(int64
     }
   }
 }
-// out[c][lane] = lanes[lane][c]
-template <class T> static void gather_lanes(int64_t count, const T *const *lanes, T *out) {
-  if (count == 1) {
-    for (int l = 0; l < width<T>; ++l) out[l] = lanes[l][0];
+
+// out[c][lane] = rows[lane][c] for one vector of lanes.  What lies `ahead` of a row is fetched into the
+// cache: these are more streams than the hardware follows.  each(lanes) meets every column, some of
+// them twice.
+template <class T, class S, class Each>
+EVIDENS_INLINE void gather_lanes(int64_t columns, const S *const *rows, T *out, int64_t stride, int64_t ahead,
+                                 Each &&each) {
+  if (columns == 1) {
+    for (int l = 0; l < width<T>; ++l) out[l] = T(rows[l][0]);
+    each(load(out));
     return;
   }
-  in_parts<T>(count, [&]<int H>(int64_t c) __attribute__((always_inline)) { gather_part<T, H>(lanes, c, out); });
+  in_parts<T>(columns, [&]<int H>(int64_t c) __attribute__((always_inline)) {
+    Vec<T> v[H];
+#pragma GCC unroll 16
+    for (int i = 0; i < H; ++i) v[i] = load_parts<T, H>(rows + i, c);
+    for (int l = 0; ahead != 0 && l < width<T>; ++l) __builtin_prefetch(rows[l] + c + ahead);
+    transpose<T, H>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < H; ++i) store(out + (c + i) * stride, v[i]), each(v[i]);
+  });
 }
-// lanes[lane][c] = in[c][lane]; equal pointers get the last lane's values.
-template <class T> static void scatter_lanes(int64_t count, const T *in, T *const *lanes) {
-  if (count == 1) {
-    for (int l = 0; l < width<T>; ++l) lanes[l][0] = in[l];
+template <class T, class S>
+static void gather_lanes(int64_t columns, const S *const *rows, T *out, int64_t stride, int64_t ahead = 0) {
+  gather_lanes(columns, rows, out, stride, ahead, [](Vec<T>) {});
+}
+// The same of rows[lane] = row(lane).
+template <class T, class Row, class... Each>
+EVIDENS_INLINE void gather_rows(int64_t columns, T *out, int64_t stride, int64_t ahead, Row &&row, Each &&...each) {
+  __typeof__(&*row(0)) rows[width<T>];
+  for (int l = 0; l < width<T>; ++l) rows[l] = row(l);
+  gather_lanes(columns, rows, out, stride, ahead, each...);
+}
+
+// rows[lane][c] = in[c][lane]; equal rows get the last one's values, and null none where not All are rows.
+template <class T, bool All = true>
+static void scatter_lanes(int64_t columns, const T *in, int64_t stride, T *const *rows) {
+  if (columns == 1) {
+    for (int l = 0; l < width<T>; ++l)
+      if (All || rows[l] != nullptr) rows[l][0] = in[l];
     return;
   }
-  in_parts<T>(count, [&]<int H>(int64_t c) __attribute__((always_inline)) { scatter_part<T, H>(in, c, lanes); });
+  in_parts<T>(columns, [&]<int H>(int64_t c) __attribute__((always_inline)) {
+    Vec<T> v[H];
+#pragma GCC unroll 16
+    for (int i = 0; i < H; ++i) v[i] = load(in + (c + i) * stride);
+    transpose<T, H>(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < H; ++i) store_parts<T, H, All>(rows + i, c, v[i]);
+  });
+}
+// The same of rows[lane] = row(lane) for the first `count` lanes.
+template <class T, class Row>
+EVIDENS_INLINE void scatter_rows(int64_t columns, const T *in, int64_t stride, int64_t count, Row &&row) {
+  T *rows[width<T>];
+  for (int l = 0; l < width<T>; ++l) rows[l] = l < count ? row(l) : nullptr;
+  if (count < width<T>) scatter_lanes<T, false>(columns, in, stride, rows);
+  else scatter_lanes(columns, in, stride, rows);
 }
 
 }  // namespace
