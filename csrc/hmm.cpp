@@ -27,7 +27,11 @@ template <class T> struct Hmm : HmmLayout<T> {
       plan.worker_bytes = HmmPath<T>::carve(p, plan, nullptr, unused, unused, unused);
     } else if (plan.by_lanes) {
       typename HmmLanes<T>::Scratch s;
-      plan.worker_bytes = HmmLanes<T>::carve(p, plan.vectors * W, nullptr, s);
+      const int64_t groups = plan.groups > 0 ? plan.groups : 1;
+      const int64_t small = HmmLanes<T>::carve(p, plan.vectors / groups * W, nullptr, s);
+      const int64_t large = HmmLanes<T>::carve(p, (plan.vectors + groups - 1) / groups * W, nullptr, s);
+      // The smaller may be the one that keeps its densities.
+      plan.worker_bytes = small > large ? small : large;
     } else {
       typename HmmStates<T>::Scratch s;
       plan.worker_bytes = HmmStates<T>::carve(p, nullptr, s);
@@ -55,8 +59,8 @@ template <class T> struct Hmm : HmmLayout<T> {
     }
   }
   static void draw(const HmmParams &p, const HmmPlan &plan, int64_t group) {
-    const int64_t lanes = plan.by_lanes ? plan.vectors * W : 1;
-    for (int64_t i = group * lanes; i < p.sequences && i < (group + 1) * lanes; ++i) {
+    const auto first = [&](int64_t g) { return plan.by_lanes ? Layout::vectors_before(plan, g) * W : g; };
+    for (int64_t i = first(group); i < p.sequences && i < first(group + 1); ++i) {
       const int64_t b = p.order[i];
       if (!p.redo[b]) HmmExact<T>::draw_filtered(b, p);
     }

@@ -52,8 +52,8 @@ struct HmmParams {
 // How a call is cut; only what sums over sequences must not depend on the number of threads.
 struct HmmPlan {
   int32_t by_lanes;      // lanes are sequences; otherwise they are states
-  int32_t vectors;       // by_lanes: vectors of sequences in a group
-  int64_t groups;        // sequences that are worked on together
+  int64_t vectors;       // by_lanes: that all sequences fill
+  int64_t groups;        // of sequences that are worked on together
   int64_t units;         // of work: consecutive groups that share sums
   int64_t shared_bytes;  // packed transitions
   int64_t worker_bytes;  // scratch of one worker

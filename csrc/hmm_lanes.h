@@ -43,9 +43,10 @@ template <class T> struct HmmLanes : HmmLayout<T> {
 
   static Group group_of(const HmmParams &p, const HmmPlan &plan, int64_t g) {
     Group r;
-    r.lanes = plan.vectors * W;
-    r.order = p.order + g * r.lanes;
-    r.count = p.sequences - g * r.lanes < r.lanes ? p.sequences - g * r.lanes : r.lanes;
+    const int64_t first = Layout::vectors_before(plan, g) * W;
+    r.lanes = Layout::vectors_before(plan, g + 1) * W - first;
+    r.order = p.order + first;
+    r.count = p.sequences - first < r.lanes ? p.sequences - first : r.lanes;
     r.slots = Layout::sums(p) ? kSlotRows / r.lanes : 1;
     r.stride = r.slots * r.lanes + W;  // an odd number of vectors spreads rows over the cache's sets
     r.kept = kept(p, r.lanes) > 0;
@@ -108,12 +109,13 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   EVIDENS_INLINE Mask reached(Vec<T> sum) { return (sum >= Reach<T>::scale) & (sum <= Float<T>::largest); }
 
   // The values of frame t; a sequence that has ended shows zeros.
-  static void values_of(const HmmParams &p, const Shared &s, const Group &g, int64_t t, int64_t active, T *x) {
-    const int64_t D = Layout::features(p), at = t * D;
+  static void values_of(const HmmParams &p, const Shared &s, const Group &g, int64_t t, int64_t active,
+                        int64_t direction, T *x) {
+    const int64_t D = Layout::features(p), at = t * D, ahead = direction * D;
     for (int64_t n = 0; n < active; n += W) {
       const T *const *rows = g.x + n;
-      if (n + W <= active) gather_rows(D, x + n, g.stride, 0, [&](int64_t l) { return rows[l] + at; });
-      else gather_rows(D, x + n, g.stride, 0, [&](int64_t l) { return n + l < active ? rows[l] + at : s.zeros; });
+      if (n + W <= active) gather_rows(D, x + n, g.stride, ahead, [&](int64_t l) { return rows[l] + at; });
+      else gather_rows(D, x + n, g.stride, ahead, [&](int64_t l) { return n + l < active ? rows[l] + at : s.zeros; });
     }
   }
   // b and shift of frame t; a sequence that has ended observes zeros.
@@ -156,7 +158,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   template <int V, bool Watch>
   static void forward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *densities,
                             const T *alpha, T *next, int64_t active, uint8_t *lost) {
-    const int64_t K = p.states, G = g.lanes;
+    const int64_t K = p.states;
     const T limit = *s.limit;
     Vec<T> total[V] = {}, scale[V];
     Vec<Int<T>> gone[V] = {};
@@ -165,17 +167,25 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     each_tile(K, [&](int64_t j, int rows) {
       with_constant<Layout::kRows>(rows, [&](auto r) {
         constexpr int R = decltype(r)::value;
-        outer_tile<T, R, V, false>(K, packed, R, alpha, G, [&](Vec<T>(&acc)[R][V]) {
-#pragma GCC unroll 8
-          for (int m = 0; m < R; ++m)
+        outer_tile<T, R, V, false>(K, packed, R, alpha, g.lanes, [&](Vec<T>(&acc)[R][V]) {
+          // In registers: what is captured may lie where is stored to, as far as the compiler knows.
+          const int64_t G = g.lanes;
+          const T *b = densities + j * G, least = limit;
+          T *out = next + j * G;
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-              const int64_t at = (j + m) * G + v * W;
-              const Vec<T> b = load(densities + at), y = acc[m][v] * scale[v] * b;
-              if constexpr (Watch) gone[v] |= lost_of(y, acc[m][v], b, limit);
-              store(next + at, y);
-              total[v] += y;
+          for (int v = 0; v < V; ++v, b += W, out += W) {
+            const Vec<T> by = scale[v];
+            Vec<T> sum = total[v];
+            Vec<Int<T>> any = gone[v];
+#pragma GCC unroll 8
+            for (int m = 0; m < R; ++m) {
+              const Vec<T> d = load(b + m * G), y = acc[m][v] * by * d;
+              if constexpr (Watch) any |= lost_of(y, acc[m][v], d, least);
+              store(out + m * G, y);
+              sum += y;
             }
+            total[v] = sum, gone[v] = any;
+          }
         });
         packed += K * R;
       });
@@ -217,7 +227,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
     for (int64_t t = 0; t < longest; ++t) {
       active = active_at(p, g, t, active);
       T *b = density_of(p, w, g, t), *next = alpha_of(p, w, g, t);
-      if (p.gaussians != nullptr) values_of(p, s, g, t, active, w.x);
+      if (p.gaussians != nullptr) values_of(p, s, g, t, active, 2, w.x);
       observe(p, s, w, g, t, active, 2, w.x, b);
       if (t == 0) {
         first_frame(p, s, w, g, b, next, active, lost);
@@ -266,7 +276,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
   template <int V>
   static void backward_frame(const HmmParams &p, const Shared &s, const Scratch &w, const Group &g, const T *right,
                              const T *alpha, const T *ends) {
-    const int64_t K = p.states, G = g.lanes;
+    const int64_t K = p.states;
     Vec<T> total[V] = {}, scale[V], end[V];
     for (int v = 0; v < V; ++v) scale[v] = load(w.scale + v * W), end[v] = load(ends + v * W);
     const T *packed = s.backward;
@@ -274,15 +284,21 @@ template <class T> struct HmmLanes : HmmLayout<T> {
       with_constant<Layout::kRows>(rows, [&](auto r) {
         constexpr int R = decltype(r)::value;
         outer_tile<T, R, V, false>(K, packed, R, right, g.stride, [&](Vec<T>(&acc)[R][V]) {
-#pragma GCC unroll 8
-          for (int m = 0; m < R; ++m)
+          const int64_t G = g.lanes;
+          const T *from = alpha + i * G;
+          T *out = w.beta + i * G;
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) {
-              const int64_t at = (i + m) * G + v * W;
-              const Vec<T> y = acc[m][v] * scale[v] + end[v];
-              store(w.beta + at, y);
-              total[v] += y * load(alpha + at);
+          for (int v = 0; v < V; ++v, from += W, out += W) {
+            const Vec<T> by = scale[v], ones = end[v];
+            Vec<T> sum = total[v];
+#pragma GCC unroll 8
+            for (int m = 0; m < R; ++m) {
+              const Vec<T> y = acc[m][v] * by + ones;
+              store(out + m * G, y);
+              sum += y * load(from + m * G);
             }
+            total[v] = sum;
+          }
         });
         packed += K * R;
       });
@@ -316,7 +332,7 @@ template <class T> struct HmmLanes : HmmLayout<T> {
         store(ends + n, lanes_below(active - n) & ~lanes_below(before - n) ? broadcast<T>(T(1)) : Vec<T>{});
       T *b = density_of(p, w, g, t), *alpha = alpha_of(p, w, g, t);
       T *right = w.right + slot * G, *left = w.left + slot * G, *states = w.states + slot * G, *x = w.x + slot * G;
-      if (p.gaussians != nullptr && (moments || !g.kept)) values_of(p, s, g, t, active, x);
+      if (p.gaussians != nullptr && (moments || !g.kept)) values_of(p, s, g, t, active, -2, x);
       if (!g.kept) observe(p, s, w, g, t, active, -2, x, b);
       if (!g.kept_alpha) {
         for (int64_t n = 0; n < lanes; n += W) {

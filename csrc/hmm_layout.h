@@ -131,7 +131,7 @@ template <class T> struct HmmLayout {
   static int64_t sums_of(const HmmParams &p) { return pairs_of(p) + moments_of(p); }
 
   // States in tiles of nearly equal height: f(first state, height).
-  template <class F> static void each_tile(int64_t K, F &&f) {
+  template <class F> EVIDENS_INLINE void each_tile(int64_t K, F &&f) {
     const int64_t tiles = (K + kRows - 1) / kRows, height = K / tiles, taller = K % tiles;
     int64_t j = 0;
     for (int64_t i = 0; i < tiles; ++i) {
@@ -149,18 +149,24 @@ template <class T> struct HmmLayout {
     const int64_t all = (B + w - 1) / w;
     // Sums must not depend on the threads: of a few sequences about four groups, which leave none idle.
     // Of many, groups that just fill the pipes, whose messages stay in the first-level cache; two vectors
-    // share the transitions where these have to come from the second level.
+    // or three share the transitions where these have to come from the second level.
     const bool shares = EVIDENS_REGISTERS == 16 || K * K * int64_t(sizeof(T)) > kHalfFirstLevel;
-    const int64_t fused = all < 8 ? (all + 3) / 4 : shares ? 2 : 1;
-    int64_t vectors = sums(p) ? fused : all / (threads < 1 ? 1 : threads);
-    vectors = vectors < 1 ? 1 : vectors > kVectors ? kVectors : vectors;
-    if (p.task == kHmmBestPath) vectors = 1;  // nothing is fused, so an operand may as well come from memory
-    plan.vectors = plan.by_lanes ? int32_t(vectors) : 1;
-    plan.groups = plan.by_lanes ? (all + vectors - 1) / vectors : B;
+    int64_t groups = threads;
+    if (p.task == kHmmBestPath) groups = all;  // nothing is fused, so an operand may as well come from memory
+    else if (sums(p)) groups = all < 8 ? 4 : all / (shares ? 2 : 1);
+    const int64_t least = (all + kVectors - 1) / kVectors;
+    plan.vectors = all;
+    plan.groups = !plan.by_lanes ? B : groups < least ? least : groups < all ? groups : all;
     plan.units = !sums(p) ? plan.groups : plan.groups > 32 ? 32 : plan.groups < 1 ? 1 : plan.groups;
     plan.unit_bytes = sums(p) ? align(sums_of(p) * int64_t(sizeof(double))) : 0;
     Shared s;
     carve_shared(p, nullptr, s, plan.shared_bytes);
+  }
+
+  // Vectors of sequences before group g: groups of nearly equal size, the larger ones first.
+  static int64_t vectors_before(const HmmPlan &plan, int64_t g) {
+    const int64_t size = plan.vectors / plan.groups, larger = plan.vectors % plan.groups;
+    return g * size + (g < larger ? g : larger);
   }
 
   // A[i][j] -> tiles of columns (forward) and of rows (backward).

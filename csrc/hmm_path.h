@@ -13,18 +13,17 @@ namespace {
 
 template <class T> struct HmmPath : HmmLayout<T> {
   using Layout = HmmLayout<T>;
-  using Layout::padded, Layout::frame, Layout::varying, Layout::kVectors, Layout::kRows;
+  using Layout::padded, Layout::frame, Layout::varying, Layout::kRows;
   using typename Layout::Shared;
   static constexpr int W = width<double>;
   typedef Vec<double> V;
   typedef Vec<Int<double>> States;
 
-  static int64_t lanes_of(const HmmPlan &plan) { return plan.by_lanes ? plan.vectors * W : 1; }
   static int64_t carve(const HmmParams &p, const HmmPlan &plan, void *base, double *&scores, double *&b,
                        double *&matrix) {
     Carver c(base);
     const int64_t K = p.states, Kd = padded(K, W), longest = p.sequences ? p.lengths[p.order[0]] : 0;
-    const int64_t row = plan.by_lanes ? K * lanes_of(plan) : Kd;
+    const int64_t row = plan.by_lanes ? K * W : Kd;
     scores = c.take<double>(longest * row);
     b = c.take<double>(row + Layout::features(p) * W);
     matrix = c.take<double>(varying(p) ? 2 * K * Kd : 0);
@@ -32,83 +31,58 @@ template <class T> struct HmmPath : HmmLayout<T> {
   }
 
   // next[j] = b[j] + max_i (log A[i][j] + best[i]) for all lanes.
-  template <int NV>
-  static void step(int64_t K, const double *packed, const double *best, int64_t G, const double *b, double *next) {
+  static void step(int64_t K, const double *packed, const double *best, const double *b, double *next) {
     Layout::each_tile(K, [&](int64_t j, int rows) {
       with_constant<kRows>(rows, [&](auto r) {
         constexpr int R = decltype(r)::value;
-        V acc[R][NV];
+        V acc[R];
 #pragma GCC unroll 8
-        for (int e = 0; e < R * NV; ++e) acc[e / NV][e % NV] = broadcast<double>(-__builtin_inf());
+        for (int m = 0; m < R; ++m) acc[m] = broadcast<double>(-__builtin_inf());
         for (int64_t i = 0; i < K; ++i, packed += R) {
-          V x[NV];
-#pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) x[v] = load(best + i * G + v * W);
+          const V x = load(best + i * W);
 #pragma GCC unroll 8
-          for (int m = 0; m < R; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) acc[m][v] = max<double>(packed[m] + x[v], acc[m][v]);
+          for (int m = 0; m < R; ++m) acc[m] = max<double>(packed[m] + x, acc[m]);
         }
 #pragma GCC unroll 8
-        for (int e = 0; e < R * NV; ++e) {
-          const int64_t at = (j + e / NV) * G + e % NV * W;
-          store(next + at, load(b + at) + acc[e / NV][e % NV]);
-        }
+        for (int m = 0; m < R; ++m) store(next + (j + m) * W, load(b + (j + m) * W) + acc[m]);
       });
     });
   }
 
-  static void run_lanes(const HmmParams &p, const HmmPlan &plan, const Shared &s, int64_t index, double *scores,
-                        double *b) {
-    const int64_t K = p.states, G = lanes_of(plan), *order = p.order + index * G;
-    const int64_t count = p.sequences - index * G < G ? p.sequences - index * G : G, longest = p.lengths[order[0]];
-    States bad[kVectors] = {};  // where a density is NaN or +inf
-    const T *first[kVectors * W];
+  // A vector of sequences.
+  static void run_lanes(const HmmParams &p, const Shared &s, int64_t index, double *scores, double *b) {
+    const int64_t K = p.states, *order = p.order + index * W;
+    const int64_t count = p.sequences - index * W < W ? p.sequences - index * W : W, longest = p.lengths[order[0]];
+    States infinite = {};  // where a density is NaN or +inf
+    const T *first[W];
     for (int64_t l = 0; l < count; ++l)
       first[l] = p.gaussians != nullptr ? Layout::values(p, order[l], 0) : frame(p, order[l], 0);
     const int64_t row = p.gaussians != nullptr ? Layout::features(p) : K;
     int64_t active = count;
     for (int64_t t = 0; t < longest; ++t) {
       while (active > 0 && p.lengths[order[active - 1]] <= t) --active;
-      double *next = scores + t * K * G;
-      for (int64_t n = 0; n < active; n += W) {
-        const auto values = [&](int64_t l) { return first[n + l < active ? n + l : 0] + t * row; };
-        if (p.gaussians != nullptr) {
-          double *x = b + K * G;
-          gather_rows(row, x, W, 0, values);
-          HmmGaussian<T>::log_densities(K, *p.gaussians, s.scaled_double, x, W, b + n, G);
-        } else {
-          gather_rows(row, b + n, G, 2 * K, values);
-        }
-        States infinite = {};
-        for (int64_t k = 0; k < K; ++k) infinite |= ~(load(b + k * G + n) <= Float<double>::largest);
-        bad[n / W] |= infinite;
-        if (t > 0) continue;
-        gather_rows(K, next + n, G, 0,
-                    [&](int64_t l) -> const T * { return Layout::initial_of(p, order[n + l < active ? n + l : 0]); });
-        for (int64_t k = 0; k < K; ++k)
-          for (int l = 0; l < W; ++l) {
-            double &at = next[k * G + n + l];
-            at = b[k * G + n + l] + Layout::log_of(T(at));
-          }
+      double *next = scores + t * K * W;
+      const auto values = [&](int64_t l) { return l < active ? first[l] + t * row : s.zeros; };
+      if (p.gaussians != nullptr) {
+        double *x = b + K * W;
+        gather_rows(row, x, W, 2 * row, values);
+        HmmGaussian<T>::log_densities(K, *p.gaussians, s.scaled_double, x, W, b, W);
+      } else {
+        gather_rows(row, b, W, 2 * K, values);
       }
-      if (t == 0) continue;
-      with_constant<kVectors>(int((active + W - 1) / W),
-                              [&](auto v) { step<decltype(v)::value>(K, s.log_forward, next - K * G, G, b, next); });
-    }
-    for (int64_t n = 0; n < count; n += W) {
-      const int64_t lanes = count - n < W ? count - n : W;
-      const auto trace = [&](auto few) {
-        trace_lanes<decltype(few)::value>(p, s, order + n, lanes, bad[n / W], scores + n, G, b + n);
-      };
-      if constexpr (W == 8) {
-        if (K <= 2 * W) {
-          trace(Constant<true>());
-          continue;
-        }
+      for (int64_t k = 0; k < K; ++k) infinite |= ~(load(b + k * W) <= Float<double>::largest);
+      if (t > 0) {
+        step(K, s.log_forward, next - K * W, b, next);
+        continue;
       }
-      trace(Constant<false>());
+      gather_rows(K, next, W, 0,
+                  [&](int64_t l) -> const T * { return Layout::initial_of(p, order[l < active ? l : 0]); });
+      for (int64_t i = 0; i < K * W; ++i) next[i] = b[i] + Layout::log_of(T(next[i]));
     }
+    if constexpr (W == 8) {
+      if (K <= 2 * W) return trace_lanes<true>(p, s, order, count, infinite, scores, b);
+    }
+    trace_lanes<false>(p, s, order, count, infinite, scores, b);
   }
 
   // Back along the sequences of one vector: what of log A leads to their states becomes lanes, and the
@@ -116,7 +90,7 @@ template <class T> struct HmmPath : HmmLayout<T> {
   // vectors, of which the states choose.
   template <bool Few>
   static void trace_lanes(const HmmParams &p, const Shared &s, const int64_t *order, int64_t count, States bad,
-                          const double *scores, int64_t G, double *columns) {
+                          const double *scores, double *columns) {
     struct Best {
       V score;
       States state;
@@ -134,7 +108,7 @@ template <class T> struct HmmPath : HmmLayout<T> {
     for (int64_t l = 0; l < count; ++l) {
       lengths[l] = p.lengths[order[l]];
       const double none = bad[l] ? __builtin_nan("") : 0.;
-      const bool possible = end(p, order[l], none, scores + l + (lengths[l] - 1) * K * G, G, state[l]);
+      const bool possible = end(p, order[l], none, scores + l + (lengths[l] - 1) * K * W, W, state[l]);
       paths[l] = possible ? p.paths + p.starts[order[l]] : nullptr;
     }
     States now, ends;
@@ -143,11 +117,11 @@ template <class T> struct HmmPath : HmmLayout<T> {
     int64_t running = 0;
     for (int64_t t = lengths[0] - 2; t >= 0; --t) {
       while (running < count && lengths[running] > t + 1) ++running;
-      const double *row = scores + t * K * G;
-      if (!Few) gather_rows(K, columns, G, 0, [&](int64_t l) { return s.log_columns + state[l] * K; });
+      const double *row = scores + t * K * W;
+      if (!Few) gather_rows(K, columns, W, 0, [&](int64_t l) { return s.log_columns + state[l] * K; });
       const auto into = [&](int64_t k) {  // score of a path over state k
-        if constexpr (Few) return load(row + k * G) + chosen<double>(load(rows[k]), load(rows[k] + W), now);
-        else return load(row + k * G) + load(columns + k * G);
+        if constexpr (Few) return load(row + k * W) + chosen<double>(load(rows[k]), load(rows[k] + W), now);
+        else return load(row + k * W) + load(columns + k * W);
       };
       const V none = broadcast<double>(-__builtin_inf());
       Best low{none, now}, high{none, now};
@@ -246,7 +220,7 @@ template <class T> struct HmmPath : HmmLayout<T> {
   static void run(const HmmParams &p, const HmmPlan &plan, const Shared &s, int64_t index, void *worker) {
     double *scores, *b, *matrix;
     carve(p, plan, worker, scores, b, matrix);
-    if (plan.by_lanes) run_lanes(p, plan, s, index, scores, b);
+    if (plan.by_lanes) run_lanes(p, s, index, scores, b);
     else run_states(p, s, p.order[index], scores, b, matrix);
   }
 };

@@ -187,6 +187,20 @@ def test_nan_stays_in_its_sequence(dtype, shape, value, varying):
     assert torch.equal(a[:, others], b[:, others])
 
 
+def test_nan_where_others_have_ended(dtype):
+    clean = hmm(20, 12, 4, dtype).with_(lengths=torch.tensor([12] + [5] * 19))
+    case = clean.with_(log_obs=clean.log_obs.clone())
+    case.log_obs[0, 9, 1] = math.nan
+    where = {"lengths": clean.lengths}
+    got, want = (ops.hmm_log_likelihood(*c.tensors, **where) for c in (case, clean))
+    assert torch.equal(got[1:], want[1:])
+    assert got[0].isnan()
+    a, b = (ops.hmm_viterbi(*c.tensors, **where) for c in (case, clean))
+    assert torch.equal(a.log_prob[1:], b.log_prob[1:])
+    assert torch.equal(a.states[1:], b.states[1:])
+    assert a.log_prob[0].isnan()
+
+
 def test_nan_wins_over_impossible(dtype):
     case = hmm(2, 6, 3, dtype)
     case.log_obs[0, 2] = -INF
