@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ._coupling_maps import _sigmoid, _softplus
-from ._rbm_units import _fields, normals, uniforms
+from ._rbm_units import DRAWN, _fields, normals, uniforms
 
 
 @triton.jit
@@ -40,6 +40,7 @@ def hidden_kernel(
     n,
     visible,
     hidden,
+    STATES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -52,7 +53,7 @@ def hidden_kernel(
     wide = tl.cast(visible, tl.int64)
     x = _fields(
         v_ptr, wide, weight_ptr, 1, wide, bias_ptr, None, row, unit, n, visible, hidden, dtype,
-        BLOCK_N, BLOCK_U, BLOCK_K,
+        STATES, BLOCK_N, BLOCK_U, BLOCK_K,
     )  # fmt: skip
     before, after = tl.load(beta_ptr + rung - 1), tl.load(beta_ptr + rung)
     exact = x.to(tl.float64)
@@ -114,7 +115,7 @@ def visible_kernel(
     depth = tl.where(rung > 0, hidden, 0)  # the base model has no hidden units
     x = _fields(
         h_ptr, tl.cast(hidden, tl.int64), weight_ptr, wide, 1, bias_ptr, None, row, unit, n, depth,
-        visible, dtype, BLOCK_N, BLOCK_U, BLOCK_K,
+        visible, dtype, DRAWN, BLOCK_N, BLOCK_U, BLOCK_K,
     )  # fmt: skip
     beta, after = tl.load(beta_ptr + rung), tl.load(beta_ptr + rung + 1)
     unit_in = unit < visible

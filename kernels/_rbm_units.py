@@ -13,6 +13,9 @@ from ._coupling_maps import _softplus
 
 BERNOULLI, SPIN = tl.constexpr(0), tl.constexpr(1)
 GAUSSIAN, SOFTMAX = tl.constexpr(2), tl.constexpr(3)
+# States of the layer below: any numbers, mostly 0 and +-1, nothing else.
+REAL, GIVEN, DRAWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
@@ -80,9 +83,44 @@ def normals(
 
 
 @triton.jit
+def _product(x, w, acc, STATES: tl.constexpr):
+    """``acc + x w``; in float32 by products of bfloat16, but for REAL states.
+
+    A float32 has the 24 bits of three bfloat16, so products with 0 and +-1 are exact, and only sums
+    are rounded.  What else a GIVEN state holds is multiplied apart, which adds 0 where there is
+    nothing else: a row depends neither on the others nor on whether its state was given or drawn.
+    """
+    dtype: tl.constexpr = acc.dtype
+    if dtype != tl.float32 or STATES == REAL:
+        return tl.dot(x, w, acc, input_precision="ieee", out_dtype=dtype)
+    else:
+        whole = x.to(tl.bfloat16)
+        high = w.to(tl.bfloat16)
+        rest = w - high.to(dtype)
+        middle = rest.to(tl.bfloat16)
+        low = (rest - middle.to(dtype)).to(tl.bfloat16)
+        if INTERPRETED:  # whose products of bfloat16 are those of their bits
+            whole, high, middle, low = (
+                whole.to(dtype),
+                high.to(dtype),
+                middle.to(dtype),
+                low.to(dtype),
+            )
+        acc = tl.dot(whole, low, acc)
+        acc = tl.dot(whole, middle, acc)
+        acc = tl.dot(whole, high, acc)
+        if STATES == GIVEN:
+            kept = whole.to(dtype)
+            more = tl.where(tl.abs(kept) < float("inf"), x - kept, 0.0)
+            if tl.max(tl.abs(more)) > 0:
+                acc = tl.dot(more, w, acc, input_precision="ieee")
+        return acc
+
+
+@triton.jit
 def _fields(
     state_ptr, state_row, weight_ptr, weight_depth, weight_unit, bias_ptr, precision_ptr,
-    row, unit, rows, depth, units, dtype: tl.constexpr,
+    row, unit, rows, depth, units, dtype: tl.constexpr, STATES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Inputs (BLOCK_N, BLOCK_U) of the units: bias and product."""
@@ -101,7 +139,7 @@ def _fields(
             mask=(at < depth)[:, None] & (unit < units)[None, :],
             other=0.0,
         )
-        acc = tl.dot(x, w, acc, input_precision="ieee", out_dtype=dtype)
+        acc = _product(x, w, acc, STATES)
     return acc + tl.load(bias_ptr + unit, mask=unit < units, other=0.0)[None, :]
 
 
@@ -127,6 +165,7 @@ def half_kernel(
     weight_depth,
     weight_unit,
     KIND: tl.constexpr,
+    STATES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_U: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -138,7 +177,7 @@ def half_kernel(
     unit = first.to(tl.int64) + tl.arange(0, BLOCK_U)
     a = _fields(
         state_ptr, state_row, weight_ptr, weight_depth, weight_unit, bias_ptr, precision_ptr,
-        row, unit, rows, depth, units, dtype, BLOCK_N, BLOCK_U, BLOCK_K,
+        row, unit, rows, depth, units, dtype, STATES, BLOCK_N, BLOCK_U, BLOCK_K,
     )  # fmt: skip
     mask = (row < rows)[:, None] & (unit < units)[None, :]
     to = row[:, None] * units + unit[None, :]
@@ -275,7 +314,7 @@ def free_energy_kernel(
         unit = tl.arange(0, BLOCK_U).to(tl.int64) + first
         x = _fields(
             v_ptr, v_row, weight_ptr, weight_depth, weight_unit, hidden_bias_ptr, precision_ptr,
-            row, unit, rows, depth, units, dtype, BLOCK_N, BLOCK_U, BLOCK_K,
+            row, unit, rows, depth, units, dtype, REAL, BLOCK_N, BLOCK_U, BLOCK_K,
         )  # fmt: skip
         x *= beta[:, None]
         if SPIN_UNITS:

@@ -19,6 +19,7 @@ _BLOCKS = {4: (32, 64, 32), 8: (16, 32, 16)}
 _SOFTMAX = (4, 64)  # rows and groups
 _COLUMNS = (32, 64)  # rows and columns
 _WARPS = 4
+_GIVEN, _DRAWN = kernels.GIVEN.value, kernels.DRAWN.value
 _KINDS = {"bernoulli": 0, "spin": 1, "gaussian": 2, "softmax": 3}
 
 
@@ -36,6 +37,7 @@ def _half(
     clamped: Tensor | None = None,
     values: Tensor | None = None,
     levels: int = 0,
+    states: int = _GIVEN,
     stream: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
     """Units of one layer from ``state`` (N, depth) of the other; ``weight`` is (depth, units)."""
@@ -63,6 +65,7 @@ def _half(
             weight.stride(0),
             weight.stride(1),
             KIND=_KINDS[kind],
+            STATES=kernels.REAL.value if precision is not None else states,
             BLOCK_N=block_n,
             BLOCK_U=block_u,
             BLOCK_K=block_k,
@@ -124,6 +127,7 @@ def rbm_gibbs(
     if clamped is not None and values is not None:
         clamped, values = clamped.contiguous().view(torch.int8), values.contiguous()
     given_v = given_h = state.contiguous()
+    of_v = of_h = _GIVEN
     for t in range(step0, step0 + steps):
         last = means and t + 1 == step0 + steps
         for layer in "vh" if start == "hidden" else "hv":
@@ -137,9 +141,10 @@ def rbm_gibbs(
                     h_mean if last else None,
                     precision=precision,
                     beta=beta,
+                    states=of_v,
                     stream=(seed, _signed(2 * t), row0),
                 )
-                given_h = h
+                given_h, of_h = h, _DRAWN
             else:
                 _half(
                     visible,
@@ -153,9 +158,10 @@ def rbm_gibbs(
                     clamped=clamped,
                     values=values,
                     levels=levels,
+                    states=of_h,
                     stream=(seed, _signed(2 * t + 1), row0),
                 )
-                given_v = v
+                given_v, of_v = v, _DRAWN if clamped is None else _GIVEN
     return v, h, v_mean, h_mean
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _rbm_anneal as anneal
 from ._device import on
+from ._rbm_units import DRAWN, REAL
 
 _BLOCK_N, _BLOCK_U, _BLOCK_K, _WARPS = 16, 64, 32, 4
 _MOST_LEVELS = 128  # of a group: a program takes four of them
@@ -59,6 +60,7 @@ def rbm_ais(
             if hidden:
                 anneal.hidden_kernel[of_hidden](
                     v, weight, hidden_bias, h, gains, betas, rung + 1,
-                    *rest, BLOCK_U=_BLOCK_U, BLOCK_K=_BLOCK_K, **options,
+                    *rest, STATES=(DRAWN if levels else REAL).value,
+                    BLOCK_U=_BLOCK_U, BLOCK_K=_BLOCK_K, **options,
                 )  # fmt: skip
     return gains.sum(0)

@@ -53,6 +53,36 @@ def test_chains_equal_those_of_the_reference(device, start, size, visible, hidde
         assert other.sum() <= (1 if dtype is torch.float32 else 0)
 
 
+@each_kind
+def test_a_chain_goes_on_and_rows_stand_alone(device, visible, hidden):
+    """Products of drawn states are cheaper than those of any numbers, and give the same."""
+    m = move(machine(66, 70, visible, hidden, torch.float32), device)
+    state = states(37, 66, visible, torch.float32).to(device)
+    state[::3] += 0.3  # beside rows of states, rows of other numbers
+    options = dict(start="visible", seed=7, means=True)
+    with evidens.backend("triton"):
+        whole = gibbs(m, state, steps=3, **options)
+        begun = gibbs(m, state, steps=1, **options)
+        rest = gibbs(m, begun[0], steps=2, step0=1, **options)
+        alone = gibbs(m, state[5:6], steps=3, row0=5, **options)
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole))
+    assert all(torch.equal(a, b[5:6]) for a, b in zip(alone, whole))
+
+
+@each_kind
+def test_products_of_any_states_are_those_of_float32(device, visible, hidden):
+    m = machine(66, 70, visible, hidden, torch.float32)
+    state = torch.rand(37, 66, generator=torch.Generator().manual_seed(0))
+    for given in (state, (state < 0.5).float()):
+        with evidens.backend("triton"):
+            found = gibbs(move(m, device), given.to(device), start="visible", steps=1, means=True)
+        bias = m.hidden_bias.double()
+        x = given.double() if m.log_variance is None else given / m.log_variance.double().exp()
+        a = x @ m.weight.double().T + bias
+        mean = torch.tanh(a) if hidden == "spin" else torch.sigmoid(a)
+        torch.testing.assert_close(found[3].cpu().double(), mean, rtol=0, atol=2e-6)
+
+
 @each_dtype
 @each_kind
 @each_size
