@@ -138,6 +138,7 @@ template <class T> struct HmmChunks {
   bool run() {
     if (!cut()) return false;
     const int64_t window = forgetting();
+    if (window < 0) return false;
     Runs chunks(int64_t(starts.size()), K);
     chunks.starts = starts, chunks.lengths = lengths;
     for (size_t c = 0; c < starts.size(); ++c) {
@@ -146,7 +147,7 @@ template <class T> struct HmmChunks {
       std::copy_n(initial, K, &chunks.initial[c * size_t(K)]);
     }
     // A few cuts are probed; where another one forgets more slowly, twice as many frames may do.
-    return window > 0 && ((enter(chunks, window) && finish(chunks)) || (enter(chunks, 2 * window) && finish(chunks)));
+    return (enter(chunks, window) && finish(chunks)) || (enter(chunks, 2 * window) && finish(chunks));
   }
 
   bool cut() {
@@ -187,10 +188,11 @@ template <class T> struct HmmChunks {
       const double a = double(runs.last[size_t(i)]), b = double(runs.last[size_t(n + i)]);
       if (a != b) apart = std::max(apart, std::fabs(std::log(a / b)));
     }
-    apart = std::max(apart, double(kAgree) / 64);
+    const double goal = double(kAgree) / 64;
+    apart = std::max(apart, goal);
     const double rate = std::log(apart) / (kProbe - 1);
     if (!(rate < 0)) return -1;
-    const double needed = 1.25 * (kProbe + std::log(double(kAgree) / 64 / apart) / rate) + 8;
+    const double needed = 1.25 * (kProbe + std::log(goal / apart) / rate) + 8;
     return needed <= double(kShortest / 4) ? int64_t(needed) : -1;
   }
 
